@@ -1,0 +1,174 @@
+"""A checkpoint folder: what `train` leaves and `generate` takes.
+
+    config.json                        CheckpointConfig: sizes, names, and the SHA-256 of every file beside it
+    generator.safetensors              EMA weights of all that generation needs
+    references/codes.safetensors       the reference bank's style and content codes, row for row with
+    references/index.json              where each reference came from
+
+Nothing is ever unpickled. config.json is written last: a folder with one is complete.
+"""
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from raygen import storage
+from raygen.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+CONFIG = "config.json"
+GENERATOR = "generator.safetensors"
+REFERENCE_CODES = "references/codes.safetensors"
+REFERENCE_INDEX = "references/index.json"
+
+
+class Reference(BaseModel):
+    """A real defect image whose codes stand in the reference bank."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    uri: str
+    product: str
+    defect_type: str
+
+
+class CheckpointConfig(BaseModel):
+    """config.json: what the weights are, and what they were trained on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    family: Literal["dtgan", "null"]
+    model: dict[str, Any]  # the family's own sizes
+    image_size: int
+    channels: int
+    products: tuple[str, ...]
+    defect_types: tuple[str, ...]  # without "normal"
+    images_seen: int  # training progress; 0 = untrained
+    trained_on: str  # for a person: which images, which command
+    files: dict[str, str] = {}  # name -> SHA-256
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint read whole, every file checked against its SHA-256."""
+
+    uri: str
+    config: CheckpointConfig
+    files: Mapping[str, bytes]
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 (64 hexadecimal digits) over what decides a sample: sizes, names, weights and references;
+        not over how long or on what the weights were trained."""
+        deciding = self.config.model_dump(
+            mode="json", include={"family", "model", "image_size", "channels", "products", "defect_types"}
+        )
+        deciding["files"] = {
+            name: sha for name, sha in self.config.files.items() if name == GENERATOR or "references/" in name
+        }
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+    @functools.cached_property
+    def references(self) -> tuple[Reference, ...]:
+        """The reference bank's index; row i tells of row i of the codes."""
+        rows = json.loads(self.files[REFERENCE_INDEX]) if REFERENCE_INDEX in self.files else []
+        return tuple(Reference.model_validate(row) for row in rows)
+
+    def tensors(self, name: str) -> "dict[str, torch.Tensor]":
+        """The tensors of one safetensors file of this checkpoint, on the CPU."""
+        import safetensors.torch
+
+        return safetensors.torch.load(self.files[name])
+
+
+def save_checkpoint(
+    uri: str,
+    config: CheckpointConfig,
+    tensors: "Mapping[str, Mapping[str, torch.Tensor]]",
+    references: tuple[Reference, ...] = (),
+) -> Checkpoint:
+    """Writes a checkpoint folder.
+
+    Args:
+        uri: the folder.
+        config: everything but `files`, which is filled in here.
+        tensors: file name (GENERATOR, REFERENCE_CODES, …) -> its tensors.
+        references: the bank's index, as many as the codes have rows.
+    """
+    import safetensors.torch
+
+    files = {
+        name: safetensors.torch.save({key: value.contiguous() for key, value in group.items()})
+        for name, group in tensors.items()
+    }
+    if references:
+        files[REFERENCE_INDEX] = json.dumps([item.model_dump() for item in references], indent=1).encode()
+    for name, data in files.items():
+        storage.put(storage.join(uri, name), data)
+    config = config.model_copy(update={"files": {name: _sha256(data) for name, data in files.items()}})
+    storage.put(storage.join(uri, CONFIG), config.model_dump_json(indent=2).encode())
+    return Checkpoint(uri, config, files)
+
+
+def load_checkpoint(uri: str) -> Checkpoint:
+    """Reads a checkpoint folder and checks every file in it.
+
+    `null:SIZExCHANNELS` names the generator that copies the normal: a checkpoint without files.
+
+    Raises:
+        UserError: no checkpoint there, or a damaged one; names the file.
+    """
+    if uri.startswith("null:"):
+        return _null_checkpoint(uri)
+    try:
+        config = CheckpointConfig.model_validate_json(storage.read(storage.join(uri, CONFIG)))
+    except storage.ObjectMissingError:
+        raise UserError(
+            f"{uri}: no checkpoint there (no {CONFIG}); name a folder that `train` wrote"
+        ) from None
+    except ValidationError as error:
+        raise UserError(f"{uri}/{CONFIG}: not a checkpoint's config ({_first(error)})") from None
+    files: dict[str, bytes] = {}
+    for name, sha in config.files.items():
+        try:
+            files[name] = storage.read(storage.join(uri, name))
+        except storage.ObjectMissingError:
+            raise UserError(f"{uri}/{name}: missing; copy the whole checkpoint folder again") from None
+        if _sha256(files[name]) != sha:
+            raise UserError(f"{uri}/{name}: damaged (SHA-256 differs); copy the checkpoint again")
+    return Checkpoint(uri, config, files)
+
+
+def _null_checkpoint(uri: str) -> Checkpoint:
+    match = re.fullmatch(r"null:(\d+)x([13])", uri)
+    if not match:
+        raise UserError(f"{uri}: write null:SIZExCHANNELS, say null:128x1 or null:256x3")
+    size, channels = map(int, match.groups())
+    config = CheckpointConfig(
+        family="null",
+        model={},
+        image_size=size,
+        channels=channels,
+        products=(),
+        defect_types=("scratches", "spots"),
+        images_seen=0,
+        trained_on="nothing: it copies the normal",
+    )
+    return Checkpoint(uri, config, {})
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    return f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}"

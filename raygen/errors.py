@@ -1,0 +1,16 @@
+"""The two ways in which raygen says no. Anything else that is raised is a bug and shows its traceback."""
+
+
+class UserError(Exception):
+    """A wrong config, a missing folder, a damaged checkpoint: what is wrong, where, and the mend. Exit code 2."""
+
+    exit_code = 2
+
+
+class PromiseError(Exception):
+    """A run that cannot keep what it promises (too many rejects, a verification that fails). Exit code 3.
+
+    What was written before stays: the same command continues from there.
+    """
+
+    exit_code = 3

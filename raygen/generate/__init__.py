@@ -1,0 +1,1 @@
+"""The main job: index, plan, read, generate, write, verify."""

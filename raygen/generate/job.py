@@ -1,0 +1,162 @@
+"""The main job from config to manifest: check, plan, work, sum up, show."""
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from raygen import images, storage
+from raygen.checkpoint import Checkpoint, load_checkpoint
+from raygen.config import GenerateConfig
+from raygen.data.pool import RawNormal, index_pool, read_normals
+from raygen.errors import UserError
+from raygen.generate.plan import Run, draft_run, open_run, unseen_products
+from raygen.generate.progress import duration, size
+from raygen.generate.sheet import contact_sheet
+from raygen.generate.shards import Manifest, read_manifest, write_manifest
+from raygen.records import sample_seed
+
+CONTACT_SHEET = "contact-sheet.png"
+
+
+def generate(config: GenerateConfig, say: Callable[[str], None] = print) -> Manifest:
+    """Makes the defects that a config asks for; resumes what an earlier attempt left, does nothing twice.
+
+    Args:
+        config: the recipe.
+        say: takes each line for the user.
+
+    Raises:
+        UserError: a wrong config, pool, output or checkpoint; before any work starts.
+        PromiseError: more bad normals than allowed; what was written stays.
+    """
+    started = time.monotonic()
+    checkpoint = load_checkpoint(config.checkpoint)
+    _check_places(config)
+    run = open_run(config, checkpoint)
+    _say_what(config, run, checkpoint, say)
+    manifest = read_manifest(config.output)
+    if manifest is not None:
+        say(f"{config.output} is complete: nothing to do")
+        return manifest
+
+    from raygen.generate import on_ray  # here, so that a refusal or a no-op costs no start of Ray
+
+    with on_ray.connected():
+        stats = on_ray.run_shards(config, run, checkpoint)
+    storage.put(storage.join(config.output, CONTACT_SHEET), contact_sheet(config, run, stats))
+    manifest = write_manifest(config.output, run.run_id, stats)
+    _say_result(config, manifest, time.monotonic() - started, say)
+    return manifest
+
+
+def dry_run(config: GenerateConfig, say: Callable[[str], None] = print) -> None:
+    """Says what `generate` would do, how much it would write and how long it would take; writes nothing."""
+    checkpoint = load_checkpoint(config.checkpoint)
+    with tempfile.TemporaryDirectory() as folder:
+        run = draft_run(config, checkpoint, Path(folder) / "plan.parquet")
+    say(config.model_dump_json(indent=2))
+    _say_what(config, run, checkpoint, say)
+    seconds, num_bytes = _price_of_a_normal(config, run, checkpoint)
+    total = sum(seconds.values()) * run.num_normals
+    stages = ", ".join(f"{stage} {1000 * value:.1f} ms" for stage, value in seconds.items())
+    say(f"about {size(num_bytes * run.num_normals)}; one normal takes {stages} on one core of this machine,")
+    say(
+        f"so all take {duration(total)} of one core; {os.cpu_count()} such cores: {duration(total / (os.cpu_count() or 1))}"
+    )
+
+
+def _check_places(config: GenerateConfig) -> None:
+    """Raises UserError where the output cannot be written, or would be lost."""
+    for key, uri in (("pool", config.pool), ("output", config.output), ("checkpoint", config.checkpoint)):
+        relative = storage.is_local(uri) and not uri.startswith(("/", "file://", "null:"))
+        if relative and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+            raise UserError(
+                f"{key} = {uri}: a Ray job works in a copy of this folder; give an absolute path or s3://"
+            )
+    probe = storage.join(config.output, ".raygen-may-write")
+    try:
+        storage.put(probe, b"")
+        storage.delete(probe)
+    except UserError as error:
+        raise UserError(f"output: {error}") from None
+
+
+def _say_what(config: GenerateConfig, run: Run, checkpoint: Checkpoint, say: Callable[[str], None]) -> None:
+    products = ", ".join(f"{name} {count:,}" for name, count in run.products.items())
+    say(f"{run.num_normals:,} normals ({products}) in {run.num_shards:,} shards")
+    say(
+        f"{len(run.requests)} samples each: "
+        + ", ".join(f"{r.defect_type}/{r.mode}/{r.k}" for r in run.requests)
+    )
+    if checkpoint.config.images_seen == 0 and checkpoint.config.family != "null":
+        say(f"WARNING: {checkpoint.uri} is untrained (images_seen = 0): its defects mean nothing")
+    if unseen := unseen_products(run, checkpoint):
+        say(
+            f"WARNING: {', '.join(unseen)}: not among the products the checkpoint has seen "
+            f"({', '.join(checkpoint.config.products)}); look at the samples before you use them"
+        )
+
+
+def _say_result(
+    config: GenerateConfig, manifest: Manifest, seconds: float, say: Callable[[str], None]
+) -> None:
+    products = ", ".join(f"{name} {count:,}" for name, count in manifest.products.items())
+    say(f"{manifest.num_samples:,} samples ({products}), {size(manifest.num_bytes)}, in {duration(seconds)}")
+    for reason, count in manifest.rejects.items():
+        say(f"{count:,} normals rejected: {reason} ({images.REASONS[reason]})")
+    say(f"look at {storage.join(config.output, CONTACT_SHEET)}")
+
+
+def _price_of_a_normal(
+    config: GenerateConfig, run: Run, checkpoint: Checkpoint
+) -> tuple[dict[str, float], float]:
+    """Median seconds by stage and mean bytes of one normal, measured on a few of the pool."""
+    import torch
+
+    from raygen.generate.generators import load_generator
+
+    torch.set_num_threads(1)
+    sample = [
+        normal
+        for normal, _ in zip(index_pool(config.pool, config.product), range(config.micro_batch), strict=False)
+    ]
+    started = time.perf_counter()
+    raws = list(read_normals([n.uri for n in sample], [n.etag for n in sample], config.compute.read_threads))
+    decoded = [pixels for raw in raws if (pixels := _try_decode(raw, config, run)) is not None]
+    read = (time.perf_counter() - started) / len(sample)
+    if not decoded:
+        raise UserError(f"pool {config.pool}: none of its first {len(sample)} files is a usable image")
+    normals = np.stack(decoded)
+    seeds = np.array(
+        [
+            [sample_seed(raw.sha256, run.checkpoint, request, config.seed) for request in run.requests]
+            for raw in raws
+        ]
+    )[: len(normals)]
+    generator = load_generator(checkpoint, config)
+    times = []
+    for _ in range(4):  # the first is a warm-up
+        started = time.perf_counter()
+        made = generator.generate(normals, seeds, run.requests)
+        times.append((time.perf_counter() - started) / len(normals))
+    started = time.perf_counter()
+    pngs = [images.encode_png(image) for row in made.pixels for image in row]
+    write = (time.perf_counter() - started) / len(normals)
+    seconds = {"read": read, "generate": statistics.median(times[1:]), "write": write}
+    return seconds, sum(map(len, pngs)) / len(normals)
+
+
+def _try_decode(raw: RawNormal, config: GenerateConfig, run: Run) -> np.ndarray | None:
+    if raw.data is None:
+        return None
+    try:
+        return images.decode(
+            raw.data, run.image_size, run.channels, resize=config.resize, max_pixels=config.max_pixels
+        )
+    except images.BadImageError:
+        return None

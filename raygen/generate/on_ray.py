@@ -1,0 +1,323 @@
+"""The Ray Data chain: read on CPUs -> generate on an actor pool -> encode and write on CPUs.
+
+One shard is one row of the dataset from end to end: one read task, one actor call, one write task. A row cannot
+be split or merged with another, whatever Ray does with blocks; and a shard of which every normal is bad is still
+a row. The driver sees the stats of finished shards, never an image.
+"""
+
+import functools
+import hashlib
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+from ray.util import metrics
+
+from raygen import images, storage
+from raygen.checkpoint import Checkpoint, load_checkpoint
+from raygen.config import GenerateConfig
+from raygen.data.pool import read_normals
+from raygen.errors import PromiseError, UserError
+from raygen.generate import shards
+from raygen.generate.generators import load_generator
+from raygen.generate.plan import Run, read_plan
+from raygen.generate.progress import Progress
+from raygen.generate.resources import Resources, plan_resources
+from raygen.images import BadImageError
+from raygen.records import REJECT_SCHEMA, SAMPLE_SCHEMA, sample_id, sample_seed
+
+NORMAL_SCHEMA = pa.schema(
+    [("uri", pa.string()), ("product", pa.string()), ("sha256", pa.string()), ("pixels", pa.large_binary())]
+)
+"""A normal between reading and generating: `pixels` is uint8 (H, W, C), row by row."""
+
+GENERATED_SCHEMA = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("product", pa.string()),
+        ("sha256", pa.string()),
+        ("seeds", pa.list_(pa.int64())),  # one per request
+        ("references", pa.list_(pa.string())),  # one per request; null when latent-guided
+        ("pixels", pa.large_binary()),
+    ]
+)
+"""A normal between generating and writing: `pixels` is uint8 (requests, H, W, C)."""
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """A Ray to work on: the one this process already has, the cluster that RAY_ADDRESS names (as it does in a
+    job), or one of this machine alone, for the time being."""
+    if ray.is_initialized():
+        yield
+        return
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(address="auto", log_to_driver=True)
+    else:
+        # A cluster of one machine and one process needs no token; asking for one would leave a file in the
+        # home folder that turns authentication on for every cluster started here later.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+_OBJECT_STORE_BYTES = 1_000_000_000  # Ray Data holds back its readers when half of it is full
+
+
+def run_shards(config: GenerateConfig, run: Run, checkpoint: Checkpoint) -> list[shards.ShardStats]:
+    """Makes the shards of a run that are not done yet; returns the stats of all.
+
+    Needs a running Ray. Whatever ends it, the shards that are done stay, and another call makes the rest.
+
+    Raises:
+        UserError: the cluster has no room for the chain.
+        PromiseError: more normals are bad than `max_reject_rate` allows; nothing written is lost.
+    """
+    done = shards.done_shards(config.output)
+    stats = shards.read_stats(config.output, done)
+    pending = [shard for shard in range(run.num_shards) if shard not in done]
+    rejects = sum((Counter(shard.rejects) for shard in stats), Counter[str]())
+    _check_rejects(rejects, config, run)
+    if not pending:
+        return stats
+    progress = Progress(run.num_samples, sum(shard.num_samples for shard in stats), rejects.total())
+    resources = plan_resources(config.compute, ray.cluster_resources(), len(pending))
+    try:
+        for finished in _stream(config, run, checkpoint, pending, resources):
+            stats.append(finished)
+            rejects.update(finished.rejects)
+            progress.add(finished.num_samples, finished.num_rejects)
+            _check_rejects(rejects, config, run)
+    finally:
+        progress.close()
+    return sorted(stats, key=lambda shard: shard.shard)
+
+
+def _stream(
+    config: GenerateConfig, run: Run, checkpoint: Checkpoint, pending: list[int], resources: Resources
+) -> Iterator[shards.ShardStats]:
+    """The chain; yields the stats of each shard as it is done, in no order."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False  # ours counts samples
+    context.raise_original_map_exception = True
+    dataset = (
+        ray.data.from_items([{"shard": shard} for shard in pending], override_num_blocks=len(pending))
+        .map_batches(
+            read_shard,
+            fn_kwargs={"config": config, "run": run},
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=resources.cpus_per_task,
+        )
+        .map_batches(
+            GenerateActor,
+            fn_constructor_kwargs={"config": config, "run": run, "checkpoint_uri": checkpoint.uri},
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=resources.num_actors),
+            num_cpus=resources.cpus_per_actor,
+            num_gpus=resources.gpus_per_actor,
+        )
+        .map_batches(
+            write_shard,
+            fn_kwargs={"config": config, "run": run},
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=resources.cpus_per_task,
+        )
+    )
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for text in batch["stats"].to_pylist():
+            yield shards.ShardStats.model_validate_json(text)
+
+
+def _check_rejects(rejects: Counter[str], config: GenerateConfig, run: Run) -> None:
+    """Raises PromiseError as soon as it is certain that too many normals are bad."""
+    if rejects.total() > config.max_reject_rate * run.num_normals:
+        by_reason = ", ".join(f"{count} {reason}" for reason, count in rejects.most_common())
+        raise PromiseError(
+            f"{rejects.total()} of {run.num_normals} normals are unusable ({by_reason}), more than "
+            f"max_reject_rate = {config.max_reject_rate:g}; see {storage.join(config.output, 'rejects/')}; mend "
+            "the pool and begin a new output, or allow more and run the same command again"
+        )
+
+
+# ------------------------------------------------------------------------------------------------ the three stages
+
+
+def read_shard(batch: pa.Table, config: GenerateConfig, run: Run) -> pa.Table:
+    """shard -> its normals, decoded (NORMAL_SCHEMA), and its rejects (REJECT_SCHEMA)."""
+    started = time.perf_counter()
+    shard = batch["shard"][0].as_py()
+    plan = read_plan(config.output, run, shard)
+    uris, etags = plan["uri"].to_pylist(), plan["etag"].to_pylist()
+    normals: list[dict[str, Any]] = []
+    rejects: list[dict[str, Any]] = []
+    raws = read_normals(uris, etags, config.compute.read_threads)
+    for uri, product, raw in zip(uris, plan["product"].to_pylist(), raws, strict=True):
+        try:
+            if raw.error:
+                raise raw.error
+            assert raw.data is not None
+            pixels = images.decode(
+                raw.data, run.image_size, run.channels, resize=config.resize, max_pixels=config.max_pixels
+            )
+        except BadImageError as error:
+            rejects.append({"uri": uri, "reason": error.reason, "detail": error.detail})
+        else:
+            normals.append({"uri": uri, "product": product, "sha256": raw.sha256, "pixels": pixels.tobytes()})
+    return _row(
+        shard=shard,
+        normals=pa.Table.from_pylist(normals, NORMAL_SCHEMA),
+        rejects=pa.Table.from_pylist(rejects, REJECT_SCHEMA),
+        seconds={"read": time.perf_counter() - started},
+    )
+
+
+class GenerateActor:
+    """Holds a generator; turns a shard's normals into samples (GENERATED_SCHEMA)."""
+
+    def __init__(self, config: GenerateConfig, run: Run, checkpoint_uri: str) -> None:
+        self.run = run
+        self.seed = config.seed
+        self.checkpoint = load_checkpoint(checkpoint_uri)
+        if self.checkpoint.digest != run.checkpoint:
+            raise UserError(f"{checkpoint_uri} changed while the run was on; put the old checkpoint back")
+        self.generator = load_generator(self.checkpoint, config)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        started = time.perf_counter()
+        run, shard = self.run, _unpack(batch)
+        normals = shard.tables["normals"]
+        size = (run.image_size, run.image_size, run.channels)
+        pixels = [np.frombuffer(value.as_buffer(), np.uint8) for value in normals["pixels"]]
+        seeds = [
+            [sample_seed(sha256, run.checkpoint, request, self.seed) for request in run.requests]
+            for sha256 in normals["sha256"].to_pylist()
+        ]
+        made = self.generator.generate(
+            np.array(pixels, np.uint8).reshape(len(pixels), *size),
+            np.array(seeds, np.int64).reshape(len(pixels), len(run.requests)),
+            run.requests,
+        )
+        uris = [reference.uri for reference in self.checkpoint.references]
+        generated = {
+            "seeds": seeds,
+            "references": [[uris[i] if i >= 0 else None for i in row] for row in made.reference],
+            "pixels": [images_of_normal.tobytes() for images_of_normal in made.pixels],
+        }
+        return _row(
+            shard=shard.number,
+            generated=pa.table(
+                {name: generated.get(name) or normals[name] for name in GENERATED_SCHEMA.names}
+                if pixels
+                else {name: [] for name in GENERATED_SCHEMA.names},
+                GENERATED_SCHEMA,
+            ),
+            rejects=shard.tables["rejects"],
+            seconds={**shard.seconds, "generate": time.perf_counter() - started},
+        )
+
+
+def write_shard(batch: pa.Table, config: GenerateConfig, run: Run) -> pa.Table:
+    """A shard's samples -> PNG -> storage; leaves the stats, one JSON text."""
+    started = time.perf_counter()
+    shard = _unpack(batch)
+    rows: list[dict[str, Any]] = []
+    for normal in shard.tables["generated"].to_pylist():
+        pixels = np.frombuffer(normal["pixels"], np.uint8).reshape(
+            len(run.requests), run.image_size, run.image_size, run.channels
+        )
+        for request, seed, reference, image in zip(
+            run.requests, normal["seeds"], normal["references"], pixels, strict=True
+        ):
+            name = sample_id(normal["uri"], seed)
+            png = images.encode_png(image)
+            rows.append(
+                {
+                    "sample_id": name,
+                    "normal_uri": normal["uri"],
+                    "normal_sha256": normal["sha256"],
+                    "product": normal["product"],
+                    **request._asdict(),
+                    "seed": seed,
+                    "reference_uri": reference,
+                    "checkpoint": run.checkpoint,
+                    "run_id": run.run_id,
+                    "shard": shard.number,
+                    "height": run.image_size,
+                    "width": run.image_size,
+                    "image_sha256": hashlib.sha256(png).hexdigest(),
+                    "image": {"bytes": png, "path": f"{name}.png"},
+                }
+            )
+    stats = shards.write_shard(
+        config.output,
+        config.layout,
+        shard.number,
+        num_normals=shard.tables["generated"].num_rows + shard.tables["rejects"].num_rows,
+        samples=pa.Table.from_pylist(rows, SAMPLE_SCHEMA),
+        rejects=shard.tables["rejects"],
+        seconds={**shard.seconds, "write": time.perf_counter() - started},
+    )
+    _count(stats)
+    return pa.table({"stats": [stats.model_dump_json()]})
+
+
+def _count(stats: shards.ShardStats) -> None:
+    """Adds to the counters on the Ray dashboard (as ray_raygen_…_total in Prometheus)."""
+    for name, value in (
+        ("raygen_shards", 1),
+        ("raygen_samples", stats.num_samples),
+        ("raygen_rejects", stats.num_rejects),
+        ("raygen_bytes", stats.num_bytes),
+    ):
+        if value:
+            _counter(name).inc(value)
+
+
+@functools.cache
+def _counter(name: str) -> metrics.Counter:
+    return metrics.Counter(name, f"{name.removeprefix('raygen_')} written by this run")
+
+
+# ---------------------------------------------------------------------------------- one shard as one row of a table
+
+
+class _Shard(NamedTuple):
+    number: int
+    seconds: dict[str, float]
+    tables: dict[str, pa.Table]
+
+
+def _row(shard: int, seconds: dict[str, float], **tables: pa.Table) -> pa.Table:
+    """Packs a shard into a table of one row: each of its tables is one list of structs."""
+    columns: dict[str, Any] = {
+        "shard": pa.array([shard], pa.int64()),
+        "seconds": pa.array([list(seconds.items())], pa.map_(pa.string(), pa.float64())),
+    }
+    for name, table in tables.items():
+        structs = table.combine_chunks().to_struct_array().combine_chunks()
+        columns[name] = pa.LargeListArray.from_arrays([0, len(structs)], structs)
+    return pa.table(columns)
+
+
+def _unpack(batch: pa.Table) -> _Shard:
+    """The inverse of _row; copies no pixels."""
+    assert batch.num_rows == 1, "one shard is one row"
+    tables = {
+        name: pa.Table.from_struct_array(batch[name].combine_chunks().flatten())
+        for name in batch.column_names
+        if name not in ("shard", "seconds")
+    }
+    return _Shard(batch["shard"][0].as_py(), dict(batch["seconds"][0].as_py()), tables)

@@ -1,0 +1,190 @@
+"""The plan: the pool's listing cut into shards, frozen in the run folder before any work starts.
+
+A run begins with one conditional put of run.json, which names the frozen plan by its SHA-256. Of two jobs that
+begin the same run at once, one wins and the other works to the winner's plan.
+"""
+
+import functools
+import hashlib
+import itertools
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from raygen import storage
+from raygen.checkpoint import Checkpoint
+from raygen.config import GenerateConfig, Layout
+from raygen.data.pool import Normal, index_pool
+from raygen.errors import UserError
+from raygen.records import PLAN_SCHEMA, SampleRequest, digest, plan_requests
+
+RUN = "run.json"
+
+
+class Run(BaseModel):
+    """run.json: all that a task needs to know of its run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run_id: str  # a digest of identity, checkpoint and plan: the same in whatever folder
+    identity: dict[str, Any]  # the part of the config that decides the samples
+    checkpoint: str  # its digest
+    image_size: int
+    channels: int
+    requests: tuple[SampleRequest, ...]  # the samples of one normal
+    plan: str  # the frozen plan's name in the run folder
+    num_normals: int
+    num_shards: int
+    products: dict[str, int]  # normals by product
+    versions: dict[str, str]  # of the packages that decide bytes
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the whole run, if no normal is rejected."""
+        return self.num_normals * len(self.requests)
+
+    @property
+    def layout(self) -> Layout:
+        return self.identity["layout"]
+
+
+def read_run(output_uri: str) -> Run | None:
+    """The run that stands in a folder, if one does."""
+    try:
+        return Run.model_validate_json(storage.read(storage.join(output_uri, RUN)))
+    except storage.ObjectMissingError:
+        return None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UserError(
+            f"{output_uri}/{RUN}: not a run of this version of raygen ({problem['loc']}: {problem['msg']}); "
+            "choose another output"
+        ) from None
+
+
+def open_run(config: GenerateConfig, checkpoint: Checkpoint) -> Run:
+    """Begins the run of a config in its output folder, or resumes the one that stands there.
+
+    Raises:
+        UserError: the folder holds another run, or the pool is missing or empty.
+    """
+    run = read_run(config.output)
+    if run is None:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "plan.parquet"
+            run = draft_run(config, checkpoint, file)
+            if config.strict_products and (unseen := unseen_products(run, checkpoint)):
+                raise UserError(
+                    f"pool {config.pool}: {', '.join(unseen)}: not among the checkpoint's products "
+                    f"({', '.join(checkpoint.config.products)}); train on them, or set strict_products = false"
+                )
+            with file.open("rb") as data:
+                storage.put(storage.join(config.output, run.plan), data)
+        if storage.put_if_absent(storage.join(config.output, RUN), run.model_dump_json(indent=2).encode()):
+            return run
+        run = read_run(config.output)  # another job began it in the meantime
+        assert run is not None
+    _refuse_another(run, config, checkpoint.digest)
+    return run
+
+
+def draft_run(config: GenerateConfig, checkpoint: Checkpoint, plan_file: Path) -> Run:
+    """Indexes the pool and cuts its plan into a local file; writes nothing to the output."""
+    products: Counter[str] = Counter()
+    num_shards = 0
+    with pq.ParquetWriter(plan_file, PLAN_SCHEMA, write_statistics=False) as writer:
+        for shard, rows in enumerate(
+            _batched(index_pool(config.pool, config.product), config.normals_per_shard)
+        ):
+            writer.write_table(_plan_table(rows, shard, shard * config.normals_per_shard))
+            products.update(normal.product for normal in rows)
+            num_shards = shard + 1
+    with plan_file.open("rb") as file:
+        fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
+    return Run(
+        run_id=digest(
+            json.dumps(config.identity(), sort_keys=True), checkpoint.digest, fingerprint, num_bytes=8
+        ),
+        identity=config.identity(),
+        checkpoint=checkpoint.digest,
+        image_size=checkpoint.config.image_size,
+        channels=checkpoint.config.channels,
+        requests=choose_requests(config, checkpoint),
+        plan=f"plan/{fingerprint}.parquet",
+        num_normals=products.total(),
+        num_shards=num_shards,
+        products=dict(sorted(products.items())),
+        versions={name: version(name) for name in ("raygen", "numpy", "pillow", "pyarrow", "torch")},
+    )
+
+
+def choose_requests(config: GenerateConfig, checkpoint: Checkpoint) -> tuple[SampleRequest, ...]:
+    """What is made for one normal.
+
+    Raises:
+        UserError: a defect type that the checkpoint does not know, or has no references of.
+    """
+    known = checkpoint.config.defect_types
+    for name in config.defect_types:
+        if name not in known:
+            raise UserError(
+                f"defect_types: {name!r} is unknown to {checkpoint.uri}; it knows {', '.join(known)}"
+            )
+    wanted = config.defect_types or known
+    if "reference" in config.modes and checkpoint.config.family != "null":
+        for name in wanted:
+            if not any(item.defect_type == name for item in checkpoint.references):
+                raise UserError(f'{checkpoint.uri} holds no references of {name!r}; set modes = ["latent"]')
+    return plan_requests(wanted, config.modes, config.samples_per_cell)
+
+
+def unseen_products(run: Run, checkpoint: Checkpoint) -> list[str]:
+    """The products of a run's pool that the checkpoint was not trained on (compared without case)."""
+    seen = {name.casefold() for name in checkpoint.config.products}
+    return [name for name in run.products if name.casefold() not in seen] if seen else []
+
+
+def read_plan(output_uri: str, run: Run, shard: int) -> pa.Table:
+    """The plan's rows of one shard, in PLAN_SCHEMA: one row group of the frozen plan."""
+    return _open_plan(storage.join(output_uri, run.plan)).read_row_group(shard)
+
+
+@functools.lru_cache(maxsize=2)
+def _open_plan(uri: str) -> pq.ParquetFile:
+    # Kept open: a worker reads many shards, and the footer of a plan of millions is megabytes.
+    return pq.ParquetFile(storage.open_input(uri))
+
+
+def _refuse_another(run: Run, config: GenerateConfig, checkpoint: str) -> None:
+    """Raises UserError unless the run in the folder is the one that the config asks for."""
+    wanted = {**config.identity(), "checkpoint": checkpoint}
+    found = {**run.identity, "checkpoint": run.checkpoint}
+    for key in sorted(wanted.keys() | found.keys()):
+        if wanted.get(key) != found.get(key):
+            raise UserError(
+                f"{config.output} holds another run: its {key} is {found.get(key)!r}, not {wanted.get(key)!r}; "
+                "choose another output, or go back to that config"
+            )
+
+
+def _plan_table(normals: list[Normal], shard: int, first_row: int) -> pa.Table:
+    uris, products, sizes, etags = zip(*normals, strict=True)
+    rows = range(first_row, first_row + len(normals))
+    columns = [uris, products, sizes, etags, [shard] * len(normals), rows]
+    return pa.table(
+        [pa.array(column, field.type) for column, field in zip(columns, PLAN_SCHEMA)], PLAN_SCHEMA
+    )
+
+
+def _batched(normals: Iterable[Normal], size: int) -> Iterator[list[Normal]]:
+    iterator = iter(normals)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch

@@ -1,0 +1,84 @@
+"""The contact sheet: normals and what was made of them, side by side, for a person's eyes."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from raygen import images
+from raygen.config import GenerateConfig
+from raygen.data.pool import read_normals
+from raygen.generate.plan import Run
+from raygen.generate.shards import ShardStats, read_shard
+
+_MARGIN = 8
+_CAPTION = 22  # height of a caption, pixels
+_MAX_COLUMNS = 8
+_INK, _PAPER = (30, 30, 30), (250, 250, 250)
+
+
+def contact_sheet(
+    config: GenerateConfig, run: Run, stats: Sequence[ShardStats], rows_per_product: int = 3
+) -> bytes:
+    """Draws `normal | sample | sample …`, captioned, some rows of every product; returns a PNG.
+
+    Reads one shard per product, the first that has samples of it.
+    """
+    requests = run.requests[:_MAX_COLUMNS]
+    captions = ["normal"] + [
+        f"{request.defect_type}, {request.mode}" + (f" {request.k}" if request.k else "")
+        for request in requests
+    ]
+    rows: list[tuple[str, list[np.ndarray]]] = []
+    for product in run.products:
+        shard = next((shard for shard in stats if product in shard.products), None)
+        if shard is None:
+            continue
+        samples = read_shard(config.output, shard)
+        uris = samples["normal_uri"].to_pylist()
+        of_product = [
+            uri for uri, name in zip(uris, samples["product"].to_pylist(), strict=True) if name == product
+        ]
+        some = _spread(list(dict.fromkeys(of_product)), rows_per_product)
+        for uri, raw in zip(some, read_normals(some, [None] * len(some), num_threads=4), strict=True):
+            if raw.data is None:
+                continue  # gone since: the sheet shows the others
+            first = uris.index(uri)
+            normal = _decode(raw.data, config, run)
+            pngs = [samples["image"][first + i]["bytes"].as_py() for i in range(len(requests))]
+            rows.append((product, [normal, *(_decode(png, config, run) for png in pngs)]))
+    return _draw(captions, rows, max(128, run.image_size))
+
+
+def _decode(data: bytes, config: GenerateConfig, run: Run) -> np.ndarray:
+    return images.decode(data, run.image_size, run.channels, resize=True, max_pixels=config.max_pixels)
+
+
+def _spread(items: list[str], count: int) -> list[str]:
+    """`count` items at even distances, for variety."""
+    step = max(1, len(items) // count)
+    return items[::step][:count]
+
+
+def _draw(captions: list[str], rows: list[tuple[str, list[np.ndarray]]], cell: int) -> bytes:
+    pitch = cell + _MARGIN
+    sheet = Image.new(
+        "RGB",
+        (_MARGIN + pitch * len(captions), _MARGIN + _CAPTION + (pitch + _CAPTION) * len(rows)),
+        _PAPER,
+    )
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=max(11, cell // 11))
+    for column, caption in enumerate(captions):
+        draw.text((_MARGIN + column * pitch, _MARGIN), caption, _INK, font)
+    for row, (product, cells) in enumerate(rows):
+        top = _MARGIN + _CAPTION + row * (pitch + _CAPTION)
+        draw.text((_MARGIN, top), product, _INK, font)
+        for column, pixels in enumerate(cells):
+            image = Image.fromarray(pixels.squeeze()).convert("RGB")
+            image = image.resize((cell, cell), Image.Resampling.NEAREST)
+            sheet.paste(image, (_MARGIN + column * pitch, top + _CAPTION))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""The papers' networks, one file a paper: torch and the standard library only."""

@@ -1,0 +1,635 @@
+"""DT-GAN's four networks: generator, mapping network, style-content encoder, discriminator.
+
+Defect Transfer GAN (under review at ICLR 2022), section 3 and Tables 9, 10 and 11. A generator G translates
+an image x into a foreground domain (a defect type, or normal). Its encoder's features are split into
+background and foreground, the foreground is dropped and a target *content* c stands in its place, and the two
+go through decoders of their own that meet only in the last 1×1 convolution. Style s and content come from the
+mapping network M (from a latent z) or from the encoder E (from a reference image).
+
+Decisions where the paper is silent or cannot be taken literally:
+
+* Domain 0 is normal, the *anchor*: its content is zero in M and in E. The foreground decoder is *not* skipped
+  for it: G(x, s, 0) still adds the layer that AdaIN's shifts draw, which the losses see and train.
+* M's content branch uses pixel norm, see `MappingNetwork`.
+* `background_skip` adds the input image to the output, so that training starts from a perfect background.
+
+In the comments on shapes: N samples, K foreground domains, P products, C channels, R a resolution,
+H = W = `image_size`; numbers are the paper's, at 128 × 128 and width 1.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORMAL = 0
+"""The foreground domain of defect-free images: the anchor, whose content is zero."""
+
+BOTTLENECK = 16
+"""Height and width of the bottleneck and of a content, whatever the image size."""
+
+
+@dataclass(frozen=True)
+class DTGANConfig:
+    """Sizes of the four networks; the defaults are the paper's (SDI dataset, 128 × 128 × 3).
+
+    At other image sizes the bottleneck stays 16 × 16: there are log2(image_size) - 4 resampling blocks.
+    Channels belong to a resolution, not to a depth: the encoder and the background decoder have 512 at 16 and
+    32, then 256, 128, 64, 32 at 64, 128, 256, 512; the foreground decoder and the stems of E and D have half
+    of that. At 128 this gives the tables; elsewhere it is StarGAN v2's rule for the encoder, carried on.
+
+    Attributes:
+        image_size: height and width of an image, a power of two in 32..512.
+        channels: of an image, 1 or 3.
+        num_products: background domains (P), the classes of D's background classifier.
+        num_domains: foreground domains (K ≥ 2); domain 0 is normal.
+        width: factor on every channel count, in 1/32..4; counts are rounded to multiples of 8, at least 8.
+        latent_dim: length of z.
+        style_dim: length of a style code; not scaled by `width`.
+        stem_kernel: of the stem convolutions: 1 as in the tables, or 3.
+        background_out: last width of the background decoder, before `width` scales it. Table 9's 448 is odd,
+            but agrees with its part (d); it makes two thirds of the generator's arithmetic.
+        content_norm: norm of M's content branch: "pixel", or "literal" for Table 10's instance norm.
+        shared_content_trunk: M has one content branch, not K; its last convolution alone is per domain.
+        background_skip: the generator's output is the input image plus a correction that starts at zero.
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+
+    image_size: int = 128
+    channels: int = 3
+    num_products: int = 3
+    num_domains: int = 3
+    width: float = 1.0
+    latent_dim: int = 16
+    style_dim: int = 64
+    stem_kernel: int = 1
+    background_out: int = 448
+    content_norm: Literal["pixel", "literal"] = "pixel"
+    shared_content_trunk: bool = False
+    background_skip: bool = False
+
+    def __post_init__(self) -> None:
+        def require(held: bool, name: str, want: str) -> None:
+            if not held:
+                raise ValueError(f"{name} must be {want}, not {getattr(self, name)!r}")
+
+        require(self.image_size in (32, 64, 128, 256, 512), "image_size", "a power of two in 32..512")
+        require(self.channels in (1, 3), "channels", "1 or 3")
+        require(self.num_products >= 1, "num_products", "at least 1")
+        require(self.num_domains >= 2, "num_domains", "at least 2 (normal and a defect type)")
+        require(1 / 32 <= self.width <= 4, "width", "in 1/32..4")
+        require(self.latent_dim >= 1, "latent_dim", "at least 1")
+        require(self.style_dim >= 1, "style_dim", "at least 1")
+        require(self.stem_kernel in (1, 3), "stem_kernel", "1 or 3")
+        require(self.background_out >= 1, "background_out", "at least 1")
+        require(self.content_norm in ("pixel", "literal"), "content_norm", '"pixel" or "literal"')
+
+    def scaled(self, channels: int) -> int:
+        """The paper's channel count times `width`, as a multiple of 8, at least 8."""
+        return max(8, 8 * round(channels * self.width / 8))
+
+    def full_width(self, resolution: int) -> int:
+        """Channels of the encoder and the background decoder at a resolution."""
+        return self.scaled(min(512, 2**14 // resolution))
+
+    def half_width(self, resolution: int) -> int:
+        """Channels of the foreground decoder, and of the stems of E and D, at a resolution."""
+        return self.scaled(min(512, 2**14 // resolution) // 2)
+
+    @property
+    def content_channels(self) -> int:
+        """Channels of a content (64); its shape is (content_channels, 16, 16)."""
+        return self.scaled(64)
+
+    @property
+    def background_channels(self) -> int:
+        """Channels of the background features at the bottleneck (448)."""
+        return self.full_width(BOTTLENECK) - self.content_channels
+
+    @property
+    def resolutions(self) -> list[int]:
+        """Those above the bottleneck, rising: 32, 64, ... image_size."""
+        return [2**i for i in range(5, self.image_size.bit_length())]
+
+
+PRESETS: dict[str, DTGANConfig] = {
+    "paper-128": DTGANConfig(),
+    "small-128": DTGANConfig(
+        channels=1, width=1 / 4, stem_kernel=3, shared_content_trunk=True, background_skip=True
+    ),
+    "small-64": DTGANConfig(
+        image_size=64, channels=1, width=1 / 8, stem_kernel=3, shared_content_trunk=True, background_skip=True
+    ),
+}
+
+
+# ----------------------------------------------------------------------------------------- the residual unit
+
+
+def leaky(h: Tensor) -> Tensor:
+    """LeakyReLU of slope 0.2, as everywhere in the four networks."""
+    return F.leaky_relu(h, 0.2)
+
+
+def upsample(h: Tensor) -> Tensor:
+    """Nearest ×2."""
+    return F.interpolate(h, scale_factor=2, mode="nearest")
+
+
+def linear_by_row(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A linear layer that gives a row of x, (N, in), the same bits whatever rows stand beside it: (N, out).
+
+    A matrix product's kernels, and with them its rounding, depend on the number of rows and on a row's place
+    (seen with MKL: two threads and 5 to 7 rows). One row at a time, they cannot.
+    """
+    return torch.cat([F.linear(row, weight, bias) for row in x.split(1)])
+
+
+class Linear(nn.Linear):
+    """A linear layer that in eval mode goes row by row, see `linear_by_row`; a thousandth of all the work.
+
+    Convolutions were found to need no such care.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) if self.training else linear_by_row(input, self.weight, self.bias)
+
+
+class PixelNorm(nn.Module):
+    """Brings each pixel's channel vector to a mean square of one."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h * torch.rsqrt(h.square().mean(dim=1, keepdim=True) + 1e-8)
+
+
+class AdaIN(nn.Module):
+    """Adaptive instance norm: (1 + γ(s)) · IN(h) + β(s)."""
+
+    def __init__(self, channels: int, style_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.InstanceNorm2d(channels)
+        self.affine = Linear(style_dim, 2 * channels)
+
+    def forward(self, h: Tensor, style: Tensor) -> Tensor:
+        gamma, beta = self.affine(style)[:, :, None, None].chunk(2, dim=1)  # (N, C, 1, 1) each
+        return (1 + gamma) * self.norm(h) + beta
+
+
+class Noise(nn.Module):
+    """Adds one map of noise times a learned strength per channel.
+
+    Strengths start at 0.1: from 0, with M's learning rate of 1e-6, they would never grow.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.strength = nn.Parameter(torch.full((channels,), 0.1))
+
+    def forward(self, h: Tensor, noise: Tensor) -> Tensor:
+        return h + self.strength[:, None, None] * noise  # (N, C, R, R); noise is (N, 1, R, R)
+
+
+class ResidualUnit(nn.Module):
+    """What all residual blocks share; a subclass's `forward` says what else goes in.
+
+    Pre-activation: norm, LeakyReLU, (nearest ×2), conv 3×3, (2×2 average), norm, LeakyReLU, conv 3×3; a 1×1
+    convolution without bias on the skip where the width changes; the sum is divided by √2. In encoders the
+    second convolution changes the width, in decoders (`widen_first`) the first.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        norm: Callable[[int], nn.Module],
+        resample: Literal["up", "down"] | None = None,
+        widen_first: bool = False,
+    ) -> None:
+        super().__init__()
+        hidden = out_channels if widen_first else in_channels
+        self.resample = resample
+        self.norm1 = norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, hidden, 3, padding=1)
+        self.norm2 = norm(hidden)
+        self.conv2 = nn.Conv2d(hidden, out_channels, 3, padding=1)
+        self.skip: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.skip = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+
+    def first(self, h: Tensor) -> Tensor:
+        """From the first norm's output to the second norm's input: (N, C, R, R) to (N, C', R', R')."""
+        h = leaky(h)
+        if self.resample == "up":
+            return self.conv1(upsample(h))
+        h = self.conv1(h)
+        return F.avg_pool2d(h, 2) if self.resample == "down" else h
+
+    def second(self, h: Tensor) -> Tensor:
+        """From the second norm's output to the end of the residual."""
+        return self.conv2(leaky(h))
+
+    def join(self, x: Tensor, h: Tensor) -> Tensor:
+        """The skip of the block's input x plus the residual h, over √2."""
+        if self.resample == "up":
+            x = self.skip(upsample(x))
+        else:
+            x = self.skip(x)
+            x = F.avg_pool2d(x, 2) if self.resample == "down" else x
+        return (x + h) / math.sqrt(2)
+
+
+class ResBlock(ResidualUnit):
+    """Residual unit with norms that need nothing but the features: instance norm, or none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(self.norm1(x))
+        h = self.second(self.norm2(h))
+        return self.join(x, h)
+
+
+class StyledResBlock(ResidualUnit):
+    """Residual unit with AdaIN (Table 9 (c))."""
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        h = self.first(self.norm1(x, style))
+        h = self.second(self.norm2(h, style))
+        return self.join(x, h)
+
+
+class NoisyResBlock(ResidualUnit):
+    """Residual unit with noise after each 3×3 convolution (Table 10 (c))."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__(in_channels, out_channels, norm, "up", widen_first=True)
+        self.noise1 = Noise(out_channels)
+        self.noise2 = Noise(out_channels)
+
+    def forward(self, x: Tensor, noise1: Tensor, noise2: Tensor) -> Tensor:
+        h = self.noise1(self.first(self.norm1(x)), noise1)
+        h = self.noise2(self.second(self.norm2(h)), noise2)
+        return self.join(x, h)
+
+
+def initialize(network: nn.Module) -> None:
+    """He initialization of every convolution and linear layer, zero biases."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+# ------------------------------------------------------------------------------------- G: generator (Table 9)
+
+
+class Generator(nn.Module):
+    """Translates an image into a style and content (Table 9).
+
+    The last convolution is linear and the background decoder sees neither style nor content, so
+    `forward(x, s, c) == background(x) + defect_layer(s, c)`: k defects on one image need one background and k
+    defect layers. `raygen.models.dtgan_folded` makes more of this for inference.
+
+    The output has no nonlinearity: values may leave [-1, 1].
+    """
+
+    def __init__(self, config: DTGANConfig) -> None:
+        super().__init__()
+        self.config = config
+        full, half, rising = config.full_width, config.half_width, config.resolutions
+        content, kernel = config.content_channels, config.stem_kernel
+
+        # (a) Encoder
+        block = partial(ResBlock, norm=_instance_norm)
+        self.stem = nn.Conv2d(config.channels, full(config.image_size), kernel, padding=kernel // 2)
+        self.encoder = nn.Sequential(
+            *[block(full(r), full(r // 2), resample="down") for r in reversed(rising)],
+            *[block(full(16), full(16)) for _ in range(2)],
+        )
+
+        # (b) Background decoder
+        block = partial(ResBlock, norm=_instance_norm, widen_first=True)
+        widths = [config.background_channels, config.background_channels, full(16), full(16)]
+        self.background_decoder = nn.Sequential(*[block(a, b) for a, b in pairwise(widths)])
+        widths = [full(16), *[full(r) for r in rising[:-1]], config.scaled(config.background_out)]
+        self.background_decoder.extend([block(a, b, resample="up") for a, b in pairwise(widths)])
+        background_out = widths[-1]
+
+        # (c) Foreground decoder
+        block = partial(StyledResBlock, norm=partial(AdaIN, style_dim=config.style_dim), widen_first=True)
+        widths = [content, content, half(16), half(16)]
+        self.foreground_decoder = nn.ModuleList([block(a, b) for a, b in pairwise(widths)])
+        widths = [half(r) for r in (16, *rising)]
+        self.foreground_decoder.extend([block(a, b, resample="up") for a, b in pairwise(widths)])
+
+        # (d) Fusion
+        self.fusion = nn.Conv2d(background_out + widths[-1], config.channels, 1)
+
+        initialize(self)
+        if config.background_skip:
+            nn.init.zeros_(self.fusion.weight)
+
+    def forward(self, x: Tensor, style: Tensor, content: Tensor) -> Tensor:
+        """The translated image x̃ = G(x, s, c).
+
+        Args:
+            x: images in [-1, 1], (N, channels, H, W).
+            style: (N, style_dim).
+            content: (N, content_channels, 16, 16); zeros for normal.
+
+        Returns:
+            Images, unclamped, (N, channels, H, W).
+        """
+        background, _ = self.encode(x)
+        background = self.background_decoder(background)  # (N, 448, H, W)
+        foreground = self.decode_foreground(style, content)  # (N, 64, H, W)
+        out = self.fusion(torch.cat([background, foreground], dim=1))  # (N, channels, H, W)
+        return x + out if self.config.background_skip else out
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Splits an image's features (Table 9 (a)).
+
+        Args:
+            x: images in [-1, 1], (N, channels, H, W).
+
+        Returns:
+            Background features (N, background_channels, 16, 16), and the popped-out foreground content
+            FG_G(x), (N, content_channels, 16, 16), which equation 5 compares with E's.
+        """
+        h = self.encoder(self.stem(x))  # (N, 512, 16, 16)
+        background = self.config.background_channels
+        return h[:, :background], h[:, background:]  # (N, 448, 16, 16), (N, 64, 16, 16)
+
+    def decode_background(self, features: Tensor, x: Tensor) -> Tensor:
+        """The background image from `encode`'s background features and, for `background_skip`, x itself."""
+        h = self.background_decoder(features)  # (N, 448, H, W)
+        out = F.conv2d(h, self.fusion.weight[:, : h.shape[1]], self.fusion.bias)  # (N, channels, H, W)
+        return x + out if self.config.background_skip else out
+
+    def decode_foreground(self, style: Tensor, content: Tensor) -> Tensor:
+        """The foreground decoder's features (Table 9 (c)): (N, 64, H, W)."""
+        h = content
+        for block in self.foreground_decoder:
+            h = block(h, style)
+        return h
+
+    def background(self, x: Tensor) -> Tensor:
+        """B(x): what all translations of x have in common, (N, channels, H, W)."""
+        features, _ = self.encode(x)
+        return self.decode_background(features, x)
+
+    def defect_layer(self, style: Tensor, content: Tensor) -> Tensor:
+        """F(s, c): what a style and content add to any background, (N, channels, H, W)."""
+        h = self.decode_foreground(style, content)  # (N, 64, H, W)
+        return F.conv2d(h, self.fusion.weight[:, -h.shape[1] :])  # (N, channels, H, W)
+
+
+def _instance_norm(channels: int) -> nn.Module:
+    return nn.InstanceNorm2d(channels, affine=True)
+
+
+# ----------------------------------------------------------------------------- M: mapping network (Table 10)
+
+
+class NoisyConv(nn.Module):
+    """Norm, LeakyReLU, 1×1 convolution, noise: the last row of Table 10 (c)."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.norm = norm(in_channels)
+        self.conv = nn.Conv2d(in_channels, out_channels, 1)
+        self.noise = Noise(out_channels)
+
+    def forward(self, h: Tensor, noise: Tensor) -> Tensor:
+        return self.noise(self.conv(leaky(self.norm(h))), noise)
+
+
+class MappingNetwork(nn.Module):
+    """Maps a latent z to a style and a content of a domain (Table 10).
+
+    *Pixel norm.* Table 10's instance norm, taken literally, cuts the content from z: at 1 × 1 it leaves
+    nothing but its bias, and what z leaves in the skip is constant in space, so that the next norm removes
+    it. Hence pixel norm; `content_norm="literal"` keeps the instance norms and leaves out the one at 1 × 1.
+
+    *Noise.* One N(0, 1) map after each convolution, times a strength per channel. The maps can be given, so
+    that a sample depends on its own seed alone.
+
+    *Normal* has zero content. Its content branch is one of the table's K, but does not decide anything.
+    """
+
+    def __init__(self, config: DTGANConfig) -> None:
+        super().__init__()
+        self.config = config
+        domains, hidden = range(config.num_domains), config.scaled(512)
+        widths = [config.scaled(c) for c in (512, 512, 512, 256, 128)]  # at 1, 2, 4, 8, 16
+
+        # (a) Shared layers
+        self.shared = _perceptron([config.latent_dim] + [hidden] * 4)
+
+        # (b) Style code
+        self.style_branches = nn.ModuleList(
+            nn.Sequential(_perceptron([hidden] * 4), Linear(hidden, config.style_dim)) for _ in domains
+        )
+
+        # (c) Content
+        norm = _instance_norm if config.content_norm == "literal" else lambda _: PixelNorm()
+        num_trunks = 1 if config.shared_content_trunk else config.num_domains
+        self.content_trunks = nn.ModuleList(
+            nn.ModuleList(NoisyResBlock(widths[i], widths[i + 1], norm) for i in range(4))
+            for _ in range(num_trunks)
+        )
+        self.content_heads = nn.ModuleList(
+            NoisyConv(widths[-1], config.content_channels, norm) for _ in domains
+        )
+
+        initialize(self)
+        if config.content_norm == "literal":
+            for trunk in self.content_trunks:
+                trunk.get_submodule("0").norm1 = nn.Identity()
+
+    # Resolutions of the noise maps, in the order of the convolutions they follow.
+    _noise_resolutions = (2, 2, 4, 4, 8, 8, 16, 16, 16)
+
+    @property
+    def noise_size(self) -> int:
+        """How many N(0, 1) numbers the noise of one sample takes (936)."""
+        return sum(r * r for r in self._noise_resolutions)
+
+    def forward(self, z: Tensor, domain: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Style and content of each row's own domain: all branches are computed, then picked from.
+
+        Args:
+            z: (N, latent_dim), from N(0, 1).
+            domain: (N,), long, in 0..K-1.
+            noise: (N, noise_size) from N(0, 1); None draws it from torch's generator.
+
+        Returns:
+            Style (N, style_dim) and content (N, content_channels, 16, 16), which is zero for normal.
+        """
+        h = self.shared(z)  # (N, 512)
+        maps = self._noise_maps(h, noise)
+        rows = torch.arange(len(z), device=z.device)
+        styles = torch.stack([branch(h) for branch in self.style_branches], dim=1)  # (N, K, style_dim)
+        features = [self._trunk(h, maps, k) for k in range(len(self.content_trunks))]  # one or K
+        contents = torch.stack(
+            [head(features[k % len(features)], maps[-1]) for k, head in enumerate(self.content_heads)], dim=1
+        )  # (N, K, 64, 16, 16)
+        normal = (domain == NORMAL)[:, None, None, None]
+        return styles[rows, domain], contents[rows, domain].masked_fill(normal, 0.0)
+
+    def for_domain(self, z: Tensor, domain: int, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `forward` with one domain for all rows, computing that domain's branches only."""
+        h = self.shared(z)  # (N, 512)
+        style = self.style_branches[domain](h)  # (N, style_dim)
+        if domain == NORMAL:
+            return style, h.new_zeros(len(z), self.config.content_channels, BOTTLENECK, BOTTLENECK)
+        maps = self._noise_maps(h, noise)
+        features = self._trunk(h, maps, domain % len(self.content_trunks))
+        return style, self.content_heads[domain](features, maps[-1])
+
+    def _trunk(self, h: Tensor, maps: list[Tensor], index: int) -> Tensor:
+        """A content branch without its last convolution: (N, 512) to (N, 128, 16, 16)."""
+        h = h[:, :, None, None]  # (N, 512, 1, 1)
+        for i, block in enumerate(self.content_trunks[index].children()):
+            h = block(h, maps[2 * i], maps[2 * i + 1])  # (N, 512 | 512 | 256 | 128, 2 | 4 | 8 | 16, same)
+        return h
+
+    def _noise_maps(self, like: Tensor, noise: Tensor | None) -> list[Tensor]:
+        """Cuts rows of noise into maps (N, 1, R, R), one for each convolution."""
+        if noise is None:
+            noise = torch.randn(len(like), self.noise_size, dtype=like.dtype, device=like.device)
+        areas = [r * r for r in self._noise_resolutions]
+        return [
+            part.reshape(-1, 1, r, r)
+            for part, r in zip(noise.split(areas, dim=1), self._noise_resolutions, strict=True)
+        ]
+
+
+def _perceptron(widths: list[int]) -> nn.Sequential:
+    """Linear layers between the widths, each followed by a ReLU."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+# ---------------------------------------------------- E: style-content encoder, D: discriminator (Table 11)
+
+
+class Trunk(nn.Module):
+    """Table 11 (a): image (N, channels, H, W) to features (N, 512, 16, 16)."""
+
+    def __init__(self, config: DTGANConfig) -> None:
+        super().__init__()
+        top, kernel = config.half_width(config.image_size), config.stem_kernel
+        widths = [top] + [config.full_width(r // 2) for r in reversed(config.resolutions)]
+        self.stem = nn.Conv2d(config.channels, top, kernel, padding=kernel // 2)
+        self.blocks = _encoder_blocks(widths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(self.stem(x))
+
+
+class Pooled(nn.Module):
+    """Table 11 (b) up to its reshape: features (N, 512, 16, 16) to a vector (N, 512)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.blocks = _encoder_blocks([channels] * 3)
+        self.conv = nn.Conv2d(channels, channels, 4)
+
+    def forward(self, h: Tensor) -> Tensor:
+        h = self.blocks(h)  # (N, 512, 4, 4)
+        h = leaky(self.conv(leaky(h)))  # (N, 512, 1, 1)
+        return h.flatten(1)  # (N, 512)
+
+
+def _encoder_blocks(widths: list[int]) -> nn.Sequential:
+    """Down-sampling residual blocks without norm between the widths."""
+    return nn.Sequential(
+        *[ResBlock(a, b, lambda _: nn.Identity(), resample="down") for a, b in pairwise(widths)]
+    )
+
+
+class StyleContentEncoder(nn.Module):
+    """Reads the style and content of a domain off an image (Table 11 with D = style_dim)."""
+
+    def __init__(self, config: DTGANConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.full_width(BOTTLENECK)
+        self.trunk = Trunk(config)
+        self.pooled = Pooled(width)
+        self.style = Linear(width, config.num_domains * config.style_dim)
+        self.content = nn.Conv2d(width, config.num_domains * config.content_channels, 1)
+        initialize(self)
+
+    def forward(self, x: Tensor, domain: Tensor) -> tuple[Tensor, Tensor]:
+        """Style and content of each row's own domain.
+
+        Args:
+            x: images in [-1, 1], (N, channels, H, W).
+            domain: (N,), long, in 0..K-1.
+
+        Returns:
+            Style (N, style_dim) and content (N, content_channels, 16, 16), which is zero for normal.
+        """
+        h = self.trunk(x)  # (N, 512, 16, 16)
+        rows = torch.arange(len(x), device=x.device)
+        styles = self.style(self.pooled(h)).unflatten(1, (self.config.num_domains, -1))  # (N, K, style_dim)
+        contents = self.content(leaky(h)).unflatten(1, (self.config.num_domains, -1))  # (N, K, 64, 16, 16)
+        normal = (domain == NORMAL)[:, None, None, None]
+        return styles[rows, domain], contents[rows, domain].masked_fill(normal, 0.0)
+
+
+class DiscriminatorOutput(NamedTuple):
+    """Logits of D."""
+
+    adversarial: Tensor
+    """Real (positive) or fake, one for each foreground domain: (N, K)."""
+    foreground: Tensor
+    """Which foreground domain: (N, K)."""
+    background: Tensor
+    """Which product: (N, P)."""
+
+
+class Discriminator(nn.Module):
+    """Real or fake per domain, and classifiers of foreground and background (Table 11 with D = 1)."""
+
+    def __init__(self, config: DTGANConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, num_domains = config.full_width(BOTTLENECK), config.num_domains
+        contents = num_domains * config.content_channels
+        widths = [contents] + [config.scaled(c) for c in (128, 256, 512, 512)]  # at 16, 8, 4, 2, 1
+        self.trunk = Trunk(config)
+        self.pooled = Pooled(width)
+        self.adversarial = Linear(width, num_domains)
+        self.background = Linear(width, config.num_products)
+        self.content = nn.Conv2d(width, contents, 1)
+        self.foreground_blocks = _encoder_blocks(widths)
+        self.foreground = Linear(widths[-1], num_domains)
+        initialize(self)
+
+    def forward(self, x: Tensor) -> DiscriminatorOutput:
+        """Judges images.
+
+        Args:
+            x: images in [-1, 1], (N, channels, H, W).
+        """
+        h = self.trunk(x)  # (N, 512, 16, 16)
+        pooled = self.pooled(h)  # (N, 512)
+        content = self.content(leaky(h))  # (N, K * 64, 16, 16)
+        foreground = leaky(self.foreground_blocks(content)).flatten(1)  # (N, 512)
+        return DiscriminatorOutput(
+            adversarial=self.adversarial(pooled),
+            foreground=self.foreground(foreground),
+            background=self.background(pooled),
+        )

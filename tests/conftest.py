@@ -1,0 +1,111 @@
+"""Shared by all tests: a real S3 server, one local Ray, a small pool and checkpoints of many kinds."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+import ray
+from botocore.exceptions import BotoCoreError, ClientError
+
+BUCKET = "raygen"
+
+
+def free_ports(count: int, companion: int = 0) -> list[int]:
+    """Loopback ports that nobody listens on, nor on `port + companion`; outside Ray's own 10002-19999."""
+    found: list[int] = []
+    for port in range(20000 + os.getpid() % 5000, 45000, 7):
+        try:
+            for offset in {0, companion}:
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port + offset))
+        except OSError:
+            continue
+        found.append(port)
+        if len(found) == count:
+            return found
+    raise RuntimeError("no free ports")
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """SeaweedFS on loopback, with one bucket; the environment points every S3 client at it."""
+    folder = tmp_path_factory.mktemp("seaweedfs")
+    s3, master, filer, volume = free_ports(4, companion=10000)  # its gRPC ports are 10000 higher
+    environment = {
+        "AWS_ACCESS_KEY_ID": "raygen-test",
+        "AWS_SECRET_ACCESS_KEY": "raygen-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}",
+    }
+    command = [
+        str(Path(sys.executable).with_name("weed")), "mini", f"-dir={folder}",
+        "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.port={s3}", f"-master.port={master}",
+        f"-filer.port={filer}", f"-volume.port={volume}", "-admin.ui=false", "-webdav=false",
+        "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
+        "-s3.allowDeleteBucketNotEmpty=false", "-s3.autoCreateBucket=false",
+    ]  # fmt: skip
+    with (folder / "weed.log").open("wb") as log:
+        server = subprocess.Popen(
+            command,
+            env={**os.environ, **environment, "S3_BUCKET": BUCKET, "TMPDIR": str(folder)},
+            stdout=log,
+            stderr=log,
+        )
+    previous = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        _wait_for_bucket(server, folder / "weed.log")
+        yield
+    finally:
+        server.terminate()
+        server.wait(30)
+        for name, value in previous.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _wait_for_bucket(server: subprocess.Popen[bytes], log: Path) -> None:
+    client = boto3.client("s3")
+    for _ in range(240):
+        if server.poll() is not None:
+            break
+        try:
+            client.head_bucket(Bucket=BUCKET)
+            return
+        except (BotoCoreError, ClientError):
+            time.sleep(0.25)
+    raise RuntimeError(f"SeaweedFS does not serve: {log.read_text(errors='replace')[-2000:]}")
+
+
+@pytest.fixture
+def s3_uri(s3_server: None) -> str:
+    """An empty prefix of its own."""
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty folder of its own, once on this machine and once on S3."""
+    return request.getfixturevalue("s3_uri") if request.param == "s3" else str(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_server: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One local Ray for all tests, with two logical CPUs and two logical GPUs."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    ray.init(
+        address="local",
+        num_cpus=2,
+        num_gpus=2,
+        include_dashboard=False,
+        object_store_memory=500_000_000,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()

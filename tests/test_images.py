@@ -1,0 +1,129 @@
+"""Every kind of file becomes the model's form, or a reason why not."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from raygen.images import REASONS, BadImageError, decode, encode_png, from_model, to_model
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (32, 32), dtype=np.uint8)
+COLOUR = RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+
+
+def file_of(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def decoded(data: bytes, size: int = 32, channels: int = 1, resize: bool = False, max_pixels: int = 10_000):
+    return decode(data, size, channels, resize=resize, max_pixels=max_pixels)
+
+
+def reason(data: bytes, **options) -> str:
+    with pytest.raises(BadImageError) as caught:
+        decoded(data, **options)
+    assert caught.value.reason in REASONS
+    assert caught.value.detail
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP"])
+def test_lossless_files_come_back_as_they_were(kind: str) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {}
+    colour = decoded(file_of(Image.fromarray(COLOUR), kind, **options), channels=3)
+    assert colour.dtype == np.uint8
+    np.testing.assert_array_equal(colour, COLOUR)
+
+
+def test_grey_and_colour_become_each_other() -> None:
+    grey = file_of(Image.fromarray(GREY))
+    np.testing.assert_array_equal(decoded(grey)[:, :, 0], GREY)
+    np.testing.assert_array_equal(decoded(grey, channels=3), np.repeat(GREY[:, :, None], 3, axis=2))
+    luminance = COLOUR @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(decoded(file_of(Image.fromarray(COLOUR)))[:, :, 0] - luminance).max() <= 1
+
+
+def test_palette_alpha_and_cmyk_are_converted() -> None:
+    palette = Image.fromarray(COLOUR).quantize(256)
+    np.testing.assert_array_equal(decoded(file_of(palette), channels=3), np.asarray(palette.convert("RGB")))
+    alpha = np.dstack([COLOUR, np.full((32, 32), 128, np.uint8)])
+    np.testing.assert_array_equal(decoded(file_of(Image.fromarray(alpha)), channels=3), COLOUR)
+    ink = Image.fromarray(COLOUR).convert("CMYK")
+    np.testing.assert_array_equal(decoded(file_of(ink, "TIFF"), channels=3), np.asarray(ink.convert("RGB")))
+    bits = Image.fromarray(GREY > 127)
+    np.testing.assert_array_equal(decoded(file_of(bits))[:, :, 0], np.where(GREY > 127, 255, 0))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bits_keep_their_whole_range(kind: str) -> None:
+    deep = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
+    pixels = decoded(file_of(Image.fromarray(deep), kind))[:, :, 0]
+    np.testing.assert_array_equal(pixels, np.rint(deep / 65535 * 255).astype(np.uint8))
+    assert pixels.min() == 0
+    assert pixels.max() == 255
+    assert len(np.unique(pixels)) == 256
+
+
+def test_another_size_is_scaled_with_its_proportions() -> None:
+    wide = np.zeros((64, 128), np.uint8)
+    wide[:, 32:96] = 200  # the middle square of a 2:1 photograph
+    pixels = decoded(file_of(Image.fromarray(wide)), resize=True)
+    assert pixels.shape == (32, 32, 1)
+    assert (pixels[:, 2:-2] >= 199).all()
+    assert reason(file_of(Image.fromarray(wide))) == "wrong_size"
+
+
+def test_a_camera_held_upright_gives_an_upright_image() -> None:
+    image = Image.fromarray(GREY)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn 90° clockwise to show
+    np.testing.assert_array_equal(decoded(file_of(image, exif=exif))[:, :, 0], np.rot90(GREY, -1))
+
+
+def test_bad_files_have_reasons() -> None:
+    whole = file_of(Image.fromarray(GREY))
+    assert reason(b"") == "empty"
+    assert reason(b"no image at all") == "not_an_image"
+    assert reason(whole[: len(whole) // 2]) == "truncated"
+    assert reason(file_of(Image.fromarray(GREY), "JPEG")[:-200]) == "truncated"
+    assert reason(whole, max_pixels=1023) == "too_many_pixels"
+    assert reason(file_of(Image.fromarray(GREY.astype(np.float32)), "TIFF")) == "unsupported"
+
+
+def test_a_damaged_body_is_no_image_whatever_byte_is_hit() -> None:
+    whole = file_of(Image.fromarray(GREY))
+    for position in range(8, len(whole) - 12, 7):
+        broken = bytearray(whole)
+        broken[position] ^= 0xFF
+        try:
+            decoded(bytes(broken))
+        except BadImageError as error:
+            assert error.reason in REASONS  # and never another exception
+
+
+def test_a_decompression_bomb_is_refused_from_its_header() -> None:
+    bomb = file_of(Image.new("L", (20_000, 20_000)))
+    assert len(bomb) < 1_000_000
+    assert reason(bomb, max_pixels=64_000_000, resize=True) == "too_many_pixels"
+
+
+@pytest.mark.parametrize("pixels", [GREY[:, :, None], COLOUR])
+def test_png_keeps_every_pixel_and_is_the_same_each_time(pixels: np.ndarray) -> None:
+    data = encode_png(pixels)
+    assert data == encode_png(pixels.copy())
+    np.testing.assert_array_equal(decoded(data, channels=pixels.shape[2]), pixels)
+
+
+def test_model_form_and_back() -> None:
+    every = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1)
+    x = to_model(every)
+    assert x.shape == (1, 1, 16, 16)
+    assert (x.min(), x.max()) == (-1, 1)
+    assert torch.equal(from_model(x), every)
+    beyond = torch.tensor([-3.0, 3.0]).reshape(1, 1, 1, 2)
+    assert from_model(beyond).flatten().tolist() == [0, 255]

@@ -1,0 +1,108 @@
+"""Storage keeps the same promises on a local folder and on S3."""
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raygen import storage
+from raygen.errors import UserError
+
+
+def test_what_is_put_is_read(folder_uri: str) -> None:
+    uri = storage.join(folder_uri, "deep", "down", "file.bin")
+    assert not storage.exists(uri)
+    storage.put(uri, b"one")
+    storage.put(uri, io.BytesIO(b"second"))
+    assert storage.exists(uri)
+    assert storage.read(uri) == b"second"
+    assert storage.stat(uri).size == 6
+    storage.delete(uri)
+    storage.delete(uri)
+    with pytest.raises(storage.ObjectMissingError):
+        storage.read(uri)
+    with pytest.raises(storage.ObjectMissingError):
+        storage.stat(uri)
+
+
+def test_of_racing_writers_exactly_one_wins(folder_uri: str) -> None:
+    for round_ in range(5):
+        uri = storage.join(folder_uri, f"claim-{round_}")
+        contents = [f"writer {i}".encode() for i in range(12)]
+        with ThreadPoolExecutor(12) as threads:
+            won = list(threads.map(lambda data, uri=uri: storage.put_if_absent(uri, data), contents))
+        assert won.count(True) == 1
+        assert storage.read(uri) == contents[won.index(True)]
+
+
+def test_listing_is_deep_in_a_fixed_order_and_leaves_out_what_is_hidden(folder_uri: str) -> None:
+    names = ["a.png", "a/b.png", "a/b/c.png", "a0.png", "b/x.png", "ä/y.png", "B/z.png"]
+    for name in [*names, ".hidden", "a/.hidden.png", ".folder/x.png"]:
+        storage.put(storage.join(folder_uri, name), name.encode())
+    listed = list(storage.list_files(folder_uri))
+    expected = {storage.join(folder_uri, name): len(name.encode()) for name in names}
+    assert {entry.uri: entry.size for entry in listed} == expected
+    assert listed == list(storage.list_files(folder_uri))
+    if storage.is_local(folder_uri):
+        assert [entry.uri for entry in listed] == sorted(expected)
+
+
+def test_a_folder_is_not_its_namesake(folder_uri: str) -> None:
+    storage.put(storage.join(folder_uri, "normals", "a.png"), b"x")
+    storage.put(storage.join(folder_uri, "normals2", "b.png"), b"x")
+    [entry] = storage.list_files(storage.join(folder_uri, "normals"))
+    assert entry.uri.endswith("/normals/a.png")
+    assert list(storage.list_files(storage.join(folder_uri, "nothing"))) == []
+
+
+def test_more_files_than_one_page(s3_uri: str) -> None:
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda i: storage.put(f"{s3_uri}/{i:05d}", b"x"), range(1203)))
+    names = [entry.uri for entry in storage.list_files(s3_uri)]
+    assert names == [f"{s3_uri}/{i:05d}" for i in range(1203)]
+
+
+def test_a_read_with_an_etag_takes_only_what_was_listed(folder_uri: str) -> None:
+    uri = storage.join(folder_uri, "file.bin")
+    storage.put(uri, b"as listed")
+    [entry] = storage.list_files(folder_uri)
+    assert entry.etag == storage.stat(uri).etag
+    assert storage.read(uri, entry.etag) == b"as listed"
+    storage.put(uri, b"as changed")
+    with pytest.raises(storage.ObjectChangedError):
+        storage.read(uri, entry.etag)
+
+
+def test_parquet_by_random_access(folder_uri: str) -> None:
+    uri = storage.join(folder_uri, "table.parquet")
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"n": range(1000)}), buffer, row_group_size=100)
+    storage.put(uri, buffer.getvalue())
+    with storage.open_input(uri) as stream, pq.ParquetFile(stream) as file:
+        assert file.read_row_group(7)["n"].to_pylist() == list(range(700, 800))
+    with pytest.raises(storage.ObjectMissingError):
+        storage.open_input(storage.join(folder_uri, "none.parquet"))
+
+
+def test_users_errors_are_one_clear_line(s3_server: None, tmp_path) -> None:
+    with pytest.raises(UserError, match=r"s3://no-such-bucket.*NoSuchBucket"):
+        list(storage.list_files("s3://no-such-bucket/pool"))
+    with pytest.raises(UserError, match="names no bucket"):
+        storage.read("s3:///key")
+    with pytest.raises(UserError, match="not gs://"):
+        storage.read("gs://bucket/key")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match="check the path"):
+        storage.put(str(tmp_path / "file" / "below"), b"")
+
+
+def test_a_put_that_fails_leaves_nothing(tmp_path) -> None:
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise RuntimeError("cable pulled")
+
+    with pytest.raises(RuntimeError, match="cable pulled"):
+        storage.put(str(tmp_path / "file"), Broken())
+    assert list(tmp_path.iterdir()) == []
