@@ -16,8 +16,8 @@ from raygen.data.pool import RawNormal, index_pool, read_normals
 from raygen.errors import UserError
 from raygen.generate.plan import Run, draft_run, open_run, unseen_products
 from raygen.generate.progress import duration, size
-from raygen.generate.sheet import contact_sheet
 from raygen.generate.shards import Manifest, read_manifest, write_manifest
+from raygen.generate.sheet import contact_sheet
 from raygen.records import sample_seed
 
 CONTACT_SHEET = "contact-sheet.png"

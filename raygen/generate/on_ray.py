@@ -7,7 +7,9 @@ a row. The driver sees the stats of finished shards, never an image.
 
 import functools
 import hashlib
+import logging
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -26,7 +28,6 @@ from raygen.config import GenerateConfig
 from raygen.data.pool import read_normals
 from raygen.errors import PromiseError, UserError
 from raygen.generate import shards
-from raygen.generate.generators import load_generator
 from raygen.generate.plan import Run, read_plan
 from raygen.generate.progress import Progress
 from raygen.generate.resources import Resources, plan_resources
@@ -110,6 +111,9 @@ def _stream(
     context = DataContext.get_current()
     context.enable_progress_bars = False  # ours counts samples
     context.raise_original_map_exception = True
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr:
+            handler.setLevel(logging.ERROR)  # the rest stands in the session's own log files
     dataset = (
         ray.data.from_items([{"shard": shard} for shard in pending], override_num_blocks=len(pending))
         .map_batches(
@@ -188,6 +192,8 @@ class GenerateActor:
     """Holds a generator; turns a shard's normals into samples (GENERATED_SCHEMA)."""
 
     def __init__(self, config: GenerateConfig, run: Run, checkpoint_uri: str) -> None:
+        from raygen.generate.generators import load_generator  # torch: not for the readers and writers
+
         self.run = run
         self.seed = config.seed
         self.checkpoint = load_checkpoint(checkpoint_uri)

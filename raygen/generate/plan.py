@@ -154,13 +154,16 @@ def unseen_products(run: Run, checkpoint: Checkpoint) -> list[str]:
 
 def read_plan(output_uri: str, run: Run, shard: int) -> pa.Table:
     """The plan's rows of one shard, in PLAN_SCHEMA: one row group of the frozen plan."""
-    return _open_plan(storage.join(output_uri, run.plan)).read_row_group(shard)
+    uri = storage.join(output_uri, run.plan)
+    with storage.open_input(uri) as stream, pq.ParquetFile(stream, metadata=_footer(uri)) as file:
+        return file.read_row_group(shard)
 
 
 @functools.lru_cache(maxsize=2)
-def _open_plan(uri: str) -> pq.ParquetFile:
-    # Kept open: a worker reads many shards, and the footer of a plan of millions is megabytes.
-    return pq.ParquetFile(storage.open_input(uri))
+def _footer(uri: str) -> pq.FileMetaData:
+    # Kept: a worker reads many shards, and the footer of a plan of millions is megabytes.
+    with storage.open_input(uri) as stream:
+        return pq.read_metadata(stream)
 
 
 def _refuse_another(run: Run, config: GenerateConfig, checkpoint: str) -> None:

@@ -11,9 +11,10 @@ for a defect. On top of that, what stands next to each other and is linear becom
 
 All of it is exact but for rounding: about 1e-6 of the image range in float32.
 
-*Same bits.* With a fixed number of rows, the bits of a row depend on that row alone: not on the other rows, its
-place, or the number of threads (CPU, float32; the tests hold it). What that rules out: matrix products over
-several rows (see `dtgan.linear_by_row`), and torch's group norm on channels_last, which cuts its sums where threads meet.
+*Same bits.* With a fixed number of rows and of threads, a row's bits depend on that row alone, not on the other
+rows nor on its place (CPU, float32; the tests hold it). This rules out matrix products over several rows, see
+`dtgan.linear_by_row`, and torch's group norm on channels_last, which cuts an image's sums where the work of two
+threads meets. The number of rows and the number of threads do change bits: oneDNN picks its kernels by them.
 """
 
 import math
@@ -202,11 +203,11 @@ class FoldedGenerator(nn.Module):
         self.config = generator.config
 
         def fold(units: nn.Module, fusion: Tensor | None = None) -> nn.ModuleList:
-            *inner, last = units.children()
-            fusions = [None] * len(inner) + [fusion if fold_fusion else None]
+            blocks = [unit for unit in units.children() if isinstance(unit, ResidualUnit)]
+            fusions = [None] * (len(blocks) - 1) + [fusion if fold_fusion else None]
             return nn.ModuleList(
-                FoldedBlock(unit, fusion=fusion, fold_resampling=fold_resampling)
-                for unit, fusion in zip([*inner, last], fusions, strict=True)
+                FoldedBlock(block, fusion=last, fold_resampling=fold_resampling)
+                for block, last in zip(blocks, fusions, strict=True)
             )
 
         split = self.config.scaled(self.config.background_out)

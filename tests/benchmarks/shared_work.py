@@ -2,8 +2,10 @@
 
     python tests/benchmarks/shared_work.py --preset paper-128 --threads 1 --repeats 5
 
-Each row adds one step to the row above it. Weights are random: the arithmetic does not depend on them. The steps
-are timed in turn, round after round, and the medians compared, since machines are seldom quiet.
+Each row adds one step to the row above it; "layout, norms, skips" is the converted network with nothing folded:
+channels_last, instance norms of few passes, skips at the lower resolution. Weights are random: the arithmetic
+does not depend on them. The steps are timed in turn, round after round, and the medians compared, since
+machines are seldom quiet.
 """
 
 import argparse
@@ -38,6 +40,7 @@ def make_steps(preset: str, dtype: torch.dtype, compiled: bool) -> list[Step]:
     plain = Generator(config).eval()
     randomize(plain)
     plain = plain.to(dtype)
+    converted = FoldedGenerator(plain, fold_fusion=False, fold_resampling=False)
     fused = FoldedGenerator(plain, fold_resampling=False)
     folded = FoldedGenerator(plain)
 
@@ -56,6 +59,7 @@ def make_steps(preset: str, dtype: torch.dtype, compiled: bool) -> list[Step]:
     steps: list[Step] = [
         ("four plain passes", four_passes),
         ("shared: B + 4 F", lambda: plain.background(x) + plain.defect_layer(style, content)),
+        ("+ layout, norms, skips", lambda: converted.background(x) + converted.defect_layer(style, content)),
         ("+ fusion folded", lambda: fused.background(x) + fused.defect_layer(style, content)),
         ("+ resampling folded", lambda: folded.background(x) + folded.defect_layer(style, content)),
         ("+ references cached: B + 2 F", with_cache),
@@ -80,12 +84,16 @@ def measure(steps: list[Step], repeats: int) -> tuple[list[float], list[Tensor]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", choices=PRESETS, default="paper-128")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float64"), default="float32")
-    parser.add_argument("--compile", action="store_true", help="also time torch.compile of the folded generator")
+    parser.add_argument(
+        "--compile", action="store_true", help="also time torch.compile of the folded generator"
+    )
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)

@@ -1,0 +1,94 @@
+"""Makes what the tests need: pools of surfaces, and checkpoints whose weights do something."""
+
+import dataclasses
+import hashlib
+
+import torch
+
+from raygen import images, storage, surfaces
+from raygen.checkpoint import (
+    GENERATOR,
+    REFERENCE_CODES,
+    Checkpoint,
+    CheckpointConfig,
+    Reference,
+    save_checkpoint,
+)
+from raygen.models.dtgan import DTGANConfig, Generator, MappingNetwork
+
+TINY = DTGANConfig(
+    image_size=32,
+    channels=1,
+    width=1 / 16,
+    stem_kernel=3,
+    shared_content_trunk=True,
+    background_skip=True,
+)
+
+
+def write_pool(uri: str, num_per_product: int, size: int = 32, channels: int = 1, seed: int = 0) -> list[str]:
+    """Writes a pool of normals; returns their URIs."""
+    uris = []
+    for name, pixels in surfaces.pool(num_per_product, seed, size, channels):
+        uris.append(storage.join(uri, name))
+        storage.put(uris[-1], images.encode_png(pixels))
+    return uris
+
+
+def write_checkpoint(
+    uri: str, sizes: DTGANConfig = TINY, num_references: int = 4, seed: int = 0, **changes
+) -> Checkpoint:
+    """Writes a DT-GAN checkpoint of random weights, scaled so that every sample shows its own defect.
+
+    Every weight is drawn anew: a fresh network has zero biases and, with a background skip, a zero fusion, and
+    would hide mistakes.
+    """
+    torch.manual_seed(seed)
+    generator, mapping = Generator(sizes), MappingNetwork(sizes)
+    with torch.no_grad():
+        for parameter in [*generator.parameters(), *mapping.parameters()]:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        channels, size = sizes.channels, sizes.image_size
+        probe = torch.randn(4, channels, size, size)
+        content = torch.randn(4, sizes.content_channels, 16, 16)
+        made = generator(probe, torch.randn(4, sizes.style_dim), content)
+        generator.fusion.weight.mul_(0.3 / made.std())  # grey levels that seldom clip
+    bank = [
+        Reference(uri=f"surfaces:{product}/{defect_type}/{i}", product=product, defect_type=defect_type)
+        for product in surfaces.PRODUCTS
+        for defect_type in surfaces.DEFECT_TYPES
+        for i in range(num_references)
+    ]
+    codes = {
+        "style": torch.randn(len(bank), sizes.style_dim),
+        "content": torch.randn(len(bank), sizes.content_channels, 16, 16),
+    }
+    config = CheckpointConfig(
+        family="dtgan",
+        model=dataclasses.asdict(sizes),
+        image_size=sizes.image_size,
+        channels=sizes.channels,
+        products=surfaces.PRODUCTS,
+        defect_types=surfaces.DEFECT_TYPES,
+        images_seen=1,
+        trained_on="nothing: random weights",
+    ).model_copy(update=changes)
+    tensors = {
+        GENERATOR: {f"generator.{k}": v for k, v in generator.state_dict().items()}
+        | {f"mapping.{k}": v for k, v in mapping.state_dict().items()},
+        REFERENCE_CODES: codes,
+    }
+    return save_checkpoint(uri, config, tensors, tuple(bank))
+
+
+def image_digests(output_uri: str) -> dict[tuple[str, str, str, int], str]:
+    """(normal, defect type, mode, k) -> SHA-256 of the sample's PNG, over a whole run; fails on a duplicate."""
+    from raygen.generate.shards import done_shards, read_shard, read_stats
+
+    found: dict[tuple[str, str, str, int], str] = {}
+    for stats in read_stats(output_uri, done_shards(output_uri)):
+        for row in read_shard(output_uri, stats).to_pylist():
+            key = (row["normal_uri"], row["defect_type"], row["mode"], row["k"])
+            assert key not in found, f"{key} stands twice"
+            found[key] = hashlib.sha256(row["image"]["bytes"]).hexdigest()
+    return found

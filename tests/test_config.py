@@ -1,0 +1,87 @@
+"""Recipes: what is right loads, what is wrong is one line that names the key and the mend."""
+
+from pathlib import Path
+
+import pytest
+
+from raygen.config import GenerateConfig, load_config
+from raygen.errors import UserError
+
+JOBS = Path(__file__).parent.parent / "jobs"
+PLACES = ["pool=s3://b/pool", "output=s3://b/out", "checkpoint=s3://b/ckpt"]
+
+
+def load(*overrides: str, recipe: Path | None = None) -> GenerateConfig:
+    return load_config(GenerateConfig, recipe, [*PLACES, *overrides])
+
+
+@pytest.mark.parametrize("recipe", sorted(JOBS.glob("generate*.toml")), ids=lambda path: path.name)
+def test_every_recipe_loads(recipe: Path) -> None:
+    assert load(recipe=recipe).pool == "s3://b/pool"
+
+
+def test_the_recipe_spells_out_the_defaults() -> None:
+    config = load(recipe=JOBS / "generate.toml")
+    assert config.model_dump() == load().model_dump()
+
+
+def test_overrides_are_toml_or_else_strings() -> None:
+    config = load(
+        "seed=7",
+        "resize=false",
+        'modes=["latent"]',
+        "layout=png",
+        "compute.num_actors=3",
+        "max_reject_rate=0.5",
+    )
+    assert (config.seed, config.resize, config.modes, config.layout) == (7, False, ("latent",), "png")
+    assert config.compute.num_actors == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sead=7", r"unknown key 'sead'; the keys are pool, output.*seed"),
+        ("compute.actors=7", r"unknown key 'compute.actors'; the keys are num_actors"),
+        ("seed=-1", r"seed = -1"),
+        ("seed=many", r"seed = 'many'"),
+        ("layout=zip", r"layout = 'zip'.*'parquet', 'webdataset' or 'png'"),
+        ("modes=[]", r"modes = \[\]"),
+        ("compute.num_actors=0", r"compute.num_actors = 0"),
+        ("seed", r"--set seed: write --set key=value"),
+        ("seed.x=1", r"unknown key|seed = "),
+    ],
+)
+def test_what_is_wrong_is_named(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load(override)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(UserError, match="'pool' is missing; add it, or --set pool=…"):
+        load_config(GenerateConfig, None, ["output=x", "checkpoint=y"])
+    with pytest.raises(UserError, match=r"none.toml: no such recipe"):
+        load_config(GenerateConfig, "none.toml")
+
+
+def test_a_file_that_is_not_toml(tmp_path: Path) -> None:
+    recipe = tmp_path / "bad.toml"
+    recipe.write_text("pool = \nseed")
+    with pytest.raises(UserError, match="not a TOML file"):
+        load_config(GenerateConfig, recipe)
+
+
+def test_identity_is_what_decides_samples() -> None:
+    config = load()
+    for same in ("output=elsewhere", "compute.num_actors=5", "max_reject_rate=0.5", "checkpoint=copy"):
+        assert load(same).identity() == config.identity()
+    for other in (
+        "seed=1",
+        "pool=other",
+        "layout=png",
+        "normals_per_shard=5",
+        "micro_batch=4",
+        "resize=false",
+    ):
+        assert load(other).identity() != config.identity()

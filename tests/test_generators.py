@@ -1,0 +1,139 @@
+"""What an actor makes: decided by seeds alone, and equal to the networks as the paper has them."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from factories import TINY, write_checkpoint
+
+from raygen import storage, surfaces
+from raygen.checkpoint import GENERATOR, REFERENCE_CODES, Checkpoint, load_checkpoint
+from raygen.config import GenerateConfig
+from raygen.errors import UserError
+from raygen.generate.generators import DTGANGenerator, load_generator
+from raygen.images import to_model
+from raygen.models.dtgan import DTGANConfig, Generator, MappingNetwork
+from raygen.records import MODES, SampleRequest, plan_requests
+
+REQUESTS = plan_requests(surfaces.DEFECT_TYPES, MODES, 2)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return write_checkpoint(str(tmp_path_factory.mktemp("checkpoint")))
+
+
+def generator_of(checkpoint: Checkpoint, micro_batch: int = 4) -> DTGANGenerator:
+    config = GenerateConfig(pool="-", output="-", checkpoint=checkpoint.uri, micro_batch=micro_batch)
+    generator = load_generator(checkpoint, config)
+    assert isinstance(generator, DTGANGenerator)
+    return generator
+
+
+def inputs(num_normals: int) -> tuple[np.ndarray, np.ndarray]:
+    normals = np.stack([pixels for _, pixels in surfaces.pool(num_normals, 0, TINY.image_size)][:num_normals])
+    seeds = np.random.default_rng(0).integers(0, 2**63, (num_normals, len(REQUESTS)))
+    return normals, seeds
+
+
+def test_a_sample_has_the_same_bits_wherever_it_stands(checkpoint: Checkpoint) -> None:
+    """Other neighbours, another place in the batch, a batch that is not full, another process's generator."""
+    normals, seeds = inputs(11)
+    whole = generator_of(checkpoint).generate(normals, seeds, REQUESTS)
+    order = np.random.default_rng(1).permutation(11)
+    shuffled = generator_of(checkpoint).generate(normals[order], seeds[order], REQUESTS)
+    np.testing.assert_array_equal(shuffled.pixels, whole.pixels[order])
+    np.testing.assert_array_equal(shuffled.reference, whole.reference[order])
+    for row in (0, 5, 10):
+        alone = generator_of(checkpoint).generate(normals[row : row + 1], seeds[row : row + 1], REQUESTS)
+        np.testing.assert_array_equal(alone.pixels[0], whole.pixels[row])
+    columns = [6, 1]
+    some = generator_of(checkpoint).generate(normals, seeds[:, columns], [REQUESTS[i] for i in columns])
+    np.testing.assert_array_equal(some.pixels, whole.pixels[:, columns])
+
+
+def test_samples_are_those_of_the_plain_networks(checkpoint: Checkpoint) -> None:
+    """Four plain forward passes, one sample at a time, with the z, noise and reference of the same seed."""
+    sizes = DTGANConfig(**checkpoint.config.model)
+    plain, mapping = Generator(sizes), MappingNetwork(sizes)
+    weights = checkpoint.tensors(GENERATOR)
+    for prefix, network in (("generator.", plain), ("mapping.", mapping)):
+        network.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+        )
+        network.eval()
+    codes = checkpoint.tensors(REFERENCE_CODES)
+    normals, seeds = inputs(3)
+    made = generator_of(checkpoint).generate(normals, seeds, REQUESTS)
+    for row in range(len(normals)):
+        x = to_model(torch.from_numpy(normals[row : row + 1]))
+        for column, request in enumerate(REQUESTS):
+            stream = np.random.Generator(np.random.Philox(key=int(seeds[row, column])))
+            if request.mode == "latent":
+                drawn = torch.from_numpy(stream.standard_normal(16 + mapping.noise_size, np.float32))[None]
+                domain = torch.tensor([1 + surfaces.DEFECT_TYPES.index(request.defect_type)])
+                with torch.no_grad():
+                    style, content = mapping(drawn[:, :16], domain, drawn[:, 16:])
+                assert made.reference[row, column] == -1
+            else:
+                of_type = [
+                    i for i, r in enumerate(checkpoint.references) if r.defect_type == request.defect_type
+                ]
+                chosen = of_type[stream.integers(len(of_type))]
+                style, content = codes["style"][[chosen]], codes["content"][[chosen]]
+                assert made.reference[row, column] == chosen
+            with torch.no_grad():
+                expected = plain(x, style, content).clamp(-1, 1).add(1).mul(127.5)[0].permute(1, 2, 0).numpy()
+            # 1e-4 of the range is 0.026 grey levels, and rounding adds at most a half.
+            assert np.abs(made.pixels[row, column] - expected).max() <= 0.5 + 0.026
+
+
+def test_every_seed_makes_its_own_sample(checkpoint: Checkpoint) -> None:
+    normals, seeds = inputs(2)
+    latents = [request for request in REQUESTS if request.mode == "latent"]
+    made = generator_of(checkpoint).generate(normals, seeds[:, : len(latents)], latents).pixels
+    samples = made.reshape(-1, TINY.image_size**2).astype(int)
+    for i, j in itertools.combinations(range(len(samples)), 2):
+        assert np.abs(samples[i] - samples[j]).mean() > 1  # grey levels
+
+
+def test_every_reference_of_the_type_is_drawn(checkpoint: Checkpoint) -> None:
+    request = SampleRequest("spots", "reference", 0)
+    normals, _ = inputs(1)
+    seeds = np.arange(200)[:, None]
+    drawn = generator_of(checkpoint).generate(np.repeat(normals, 200, axis=0), seeds, [request]).reference
+    assert {checkpoint.references[i].defect_type for i in np.unique(drawn)} == {"spots"}
+    assert len(np.unique(drawn)) == 12  # 3 products × 4
+
+
+def test_no_normals_make_no_samples(checkpoint: Checkpoint) -> None:
+    normals, seeds = inputs(1)
+    for uri in (checkpoint.uri, "null:32x1"):
+        config = GenerateConfig(pool="-", output="-", checkpoint=uri)
+        generator = load_generator(load_checkpoint(uri), config)
+        made = generator.generate(normals[:0], seeds[:0], REQUESTS)
+        assert made.pixels.shape == (0, len(REQUESTS), 32, 32, 1)
+
+
+def test_the_null_generator_copies() -> None:
+    config = GenerateConfig(pool="-", output="-", checkpoint="null:32x1")
+    normals, seeds = inputs(3)
+    made = load_generator(load_checkpoint("null:32x1"), config).generate(normals, seeds, REQUESTS)
+    for column in range(len(REQUESTS)):
+        np.testing.assert_array_equal(made.pixels[:, column], normals)
+
+
+def test_bfloat16_is_near(checkpoint: Checkpoint) -> None:
+    normals, seeds = inputs(3)
+    config = GenerateConfig(pool="-", output="-", checkpoint=checkpoint.uri, precision="bfloat16")
+    half = load_generator(checkpoint, config).generate(normals, seeds, REQUESTS).pixels.astype(float)
+    full = generator_of(checkpoint).generate(normals, seeds, REQUESTS).pixels.astype(float)
+    assert 0 < np.sqrt(np.mean((half - full) ** 2)) < 0.03 * 255
+
+
+def test_weights_that_do_not_fit_their_sizes_are_the_users_error(tmp_path) -> None:
+    checkpoint = write_checkpoint(str(tmp_path), model={"image_size": 64, "channels": 1})
+    with pytest.raises(UserError, match="its weights do not fit its sizes"):
+        generator_of(load_checkpoint(str(tmp_path)))
+    assert storage.exists(f"{checkpoint.uri}/{GENERATOR}")

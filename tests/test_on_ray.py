@@ -1,0 +1,215 @@
+"""The whole chain on a real Ray, from S3 to S3 and from folder to folder."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+from factories import image_digests, write_checkpoint, write_pool
+from PIL import Image
+
+from raygen import images, storage
+from raygen.checkpoint import load_checkpoint
+from raygen.config import ComputeConfig, GenerateConfig
+from raygen.errors import PromiseError, UserError
+from raygen.generate import on_ray
+from raygen.generate.job import CONTACT_SHEET, generate
+from raygen.generate.plan import open_run
+from raygen.generate.shards import done_shards, read_manifest, read_rejects, read_shard, read_stats
+from raygen.generate.verify import verify_run
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+# Two actors on two CPUs beside reading and writing; no GPU unless a test says so.
+CPU_ONLY = ComputeConfig(gpus_per_actor=0)
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def config_of(folder_uri: str, **changes: Any) -> GenerateConfig:
+    values = {
+        "pool": storage.join(folder_uri, "pool"),
+        "output": storage.join(folder_uri, "out"),
+        "checkpoint": storage.join(folder_uri, "checkpoint"),
+        "normals_per_shard": 7,
+        "compute": CPU_ONLY,
+        **changes,
+    }
+    return GenerateConfig(**values)
+
+
+def prepare(folder_uri: str, num_per_product: int = 8) -> None:
+    write_pool(storage.join(folder_uri, "pool"), num_per_product)
+    write_checkpoint(storage.join(folder_uri, "checkpoint"))
+
+
+@pytest.mark.parametrize("layout", ["parquet", "webdataset", "png"])
+def test_four_defects_for_every_normal(s3_uri: str, layout: str) -> None:
+    prepare(s3_uri)
+    lines: list[str] = []
+    config = config_of(s3_uri, layout=layout)
+    manifest = generate(config, lines.append)
+    assert manifest == verify_run(config.output, num_processes=1)
+    assert (manifest.num_normals, manifest.num_samples) == (24, 96)
+    assert manifest.products == {"brushed_metal": 32, "grained_leather": 32, "woven_fabric": 32}
+    assert lines[0].startswith("24 normals (brushed_metal 8, ")
+    assert any(line.startswith("96 samples (") for line in lines)
+    samples = read_shard(config.output, manifest.shards[0]).to_pylist()
+    assert {row["reference_uri"] is None for row in samples if row["mode"] == "latent"} == {True}
+    assert {row["reference_uri"][:9] for row in samples if row["mode"] == "reference"} == {"surfaces:"}
+    for row in samples:
+        pixels = np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])))
+        assert (pixels.shape, pixels.dtype) == ((32, 32), np.uint8)
+    sheet = Image.open(io.BytesIO(storage.read(storage.join(config.output, CONTACT_SHEET))))
+    assert sheet.width > 5 * 128
+    assert sheet.height > 9 * 128
+
+
+def test_the_same_bytes_whatever_the_shards_and_actors(tmp_path: Path) -> None:
+    prepare(str(tmp_path), num_per_product=30)
+    one = config_of(str(tmp_path), output=str(tmp_path / "one"), normals_per_shard=7)
+    two = config_of(
+        str(tmp_path),
+        output=str(tmp_path / "two"),
+        normals_per_shard=64,
+        compute=ComputeConfig(gpus_per_actor=0, num_actors=1, cpus_per_actor=1.5, cpus_per_task=0.5),
+    )
+    generate(one, quiet)
+    generate(two, quiet)
+    assert len(image_digests(one.output)) == 360
+    assert image_digests(one.output) == image_digests(two.output)
+
+
+def test_a_resumed_run_does_only_what_is_missing(tmp_path: Path) -> None:
+    prepare(str(tmp_path))
+    config = config_of(str(tmp_path))
+    whole = generate(config, quiet)
+    before = image_digests(config.output)
+    storage.delete(f"{config.output}/manifest.json")
+    storage.delete(f"{config.output}/shards/00002.json")  # as a kill leaves it: the file, but not its mark
+    storage.put(f"{config.output}/shards/00002.parquet", b"half")
+    kept = {
+        uri: Path(uri).stat().st_mtime_ns
+        for uri in (f"{config.output}/shards/{i:05d}.json" for i in (0, 1, 3))
+    }
+    again = generate(config, quiet)
+    assert {uri: Path(uri).stat().st_mtime_ns for uri in kept} == kept
+    assert [shard.sha256 for shard in again.shards] == [shard.sha256 for shard in whole.shards]
+    assert image_digests(config.output) == before
+    verify_run(config.output, num_processes=1)
+
+
+def test_a_complete_run_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(str(tmp_path), num_per_product=1)
+    config = config_of(str(tmp_path))
+    generate(config, quiet)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    monkeypatch.setattr(on_ray, "run_shards", None)  # would fail if it were called
+    lines: list[str] = []
+    generate(config, lines.append)
+    assert lines[-1] == f"{config.output} is complete: nothing to do"
+    assert before == {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()
+    }
+
+
+def bad_files() -> dict[str, tuple[bytes, str]]:
+    """Ten damaged files: name -> (bytes, the reason that is due)."""
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    png = images.encode_png(noise[:, :, None])
+    jpeg, huge, floats = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    Image.fromarray(noise).save(jpeg, "JPEG")
+    Image.new("L", (9000, 9000)).save(huge, "PNG")
+    Image.fromarray(noise.astype(np.float32)).save(floats, "TIFF")
+    return {
+        "empty.png": (b"", "empty"),
+        "empty.jpg": (b"", "empty"),
+        "text.png": (b"not an image, whatever its name says", "not_an_image"),
+        "zeros.png": (bytes(5000), "not_an_image"),
+        "half.png": (png[: len(png) // 2], "truncated"),
+        "most.png": (png[:-40], "truncated"),
+        "half.jpg": (jpeg.getvalue()[: len(jpeg.getvalue()) // 2], "truncated"),
+        "flipped.png": (png[:200] + bytes([png[200] ^ 255]) + png[201:], "truncated"),
+        "bomb.png": (huge.getvalue(), "too_many_pixels"),
+        "float.tif": (floats.getvalue(), "unsupported"),
+    }
+
+
+def test_bad_files_become_rejects(s3_uri: str) -> None:
+    prepare(s3_uri)
+    bad = {storage.join(s3_uri, "pool/brushed_metal", name): what for name, what in bad_files().items()}
+    for uri, (data, _) in bad.items():
+        storage.put(uri, data)
+    config = config_of(
+        s3_uri, max_reject_rate=0.5, normals_per_shard=3
+    )  # some shards hold nothing but bad files
+    manifest = generate(config, quiet)
+    verify_run(config.output, num_processes=1)
+    assert (manifest.num_normals, manifest.num_samples) == (34, 96)
+    found = {
+        row["uri"]: row["reason"]
+        for stats in manifest.shards
+        if stats.rejects
+        for row in read_rejects(config.output, stats).to_pylist()
+    }
+    assert found == {uri: reason for uri, (_, reason) in bad.items()}
+
+
+def test_too_many_bad_files_break_the_promise_and_lose_nothing(tmp_path: Path) -> None:
+    prepare(str(tmp_path))
+    for name, (data, _) in bad_files().items():
+        storage.put(str(tmp_path / "pool" / "brushed_metal" / name), data)
+    config = config_of(str(tmp_path), max_reject_rate=0.1)
+    with pytest.raises(
+        PromiseError, match=r"of 34 normals are unusable \(.*truncated.*max_reject_rate = 0.1"
+    ):
+        generate(config, quiet)
+    assert read_manifest(config.output) is None
+    done = done_shards(config.output)
+    assert done
+    kept = read_stats(config.output, done)
+    manifest = generate(config_of(str(tmp_path), max_reject_rate=0.5), quiet)  # policy may change: it goes on
+    assert [stats for stats in manifest.shards if stats.shard in done] == kept
+
+
+def test_wrong_sizes_are_rejected_when_so_asked(tmp_path: Path) -> None:
+    prepare(str(tmp_path), num_per_product=2)
+    write_pool(str(tmp_path / "pool"), 1, size=48)  # overwrites one normal of each product
+    config = config_of(str(tmp_path), resize=False, max_reject_rate=1)
+    assert generate(config, quiet).rejects == {"wrong_size": 3}
+    resized = config_of(str(tmp_path), output=str(tmp_path / "resized"))
+    assert generate(resized, quiet).rejects == {}
+
+
+def test_actors_are_placed_on_gpus(tmp_path: Path) -> None:
+    """Ray's logical GPUs: two actors hold one each, and the readers and writers none."""
+    prepare(str(tmp_path), num_per_product=2)
+    config = config_of(str(tmp_path), compute=ComputeConfig(cpus_per_actor=0.5, cpus_per_task=0.5))
+    checkpoint = load_checkpoint(config.checkpoint)
+    resources = on_ray.plan_resources(config.compute, ray.cluster_resources(), 10)
+    assert (resources.num_actors, resources.gpus_per_actor) == (2, 1)
+    stats = on_ray.run_shards(config, open_run(config, checkpoint), checkpoint)
+    assert sum(shard.num_samples for shard in stats) == 24
+
+
+def test_a_cluster_without_room_is_refused_before_it_hangs(tmp_path: Path) -> None:
+    prepare(str(tmp_path), num_per_product=1)
+    config = config_of(str(tmp_path), compute=ComputeConfig(gpus_per_actor=0, num_actors=2, cpus_per_actor=1))
+    with pytest.raises(UserError, match="2 actors × 1 CPUs leave no room for a task"):
+        generate(config_of(str(tmp_path), compute=config.compute, normals_per_shard=1), quiet)
+
+
+def test_packing_a_shard_into_a_row_keeps_it() -> None:
+    normals = pa.table({"uri": ["a", "b"], "pixels": pa.array([b"\0\1", b""], pa.large_binary())})
+    rejects = pa.table({"uri": pa.array([], pa.string())})
+    row = on_ray._row(5, {"read": 0.5}, normals=normals, rejects=rejects)
+    assert row.num_rows == 1
+    shard = on_ray._unpack(row)
+    assert (shard.number, shard.seconds) == (5, {"read": 0.5})
+    assert shard.tables["normals"].equals(normals)
+    assert shard.tables["rejects"].equals(rejects)

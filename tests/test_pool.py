@@ -1,0 +1,135 @@
+"""Every kind of pool is listed alike, streamed, and read back byte for byte."""
+
+import io
+import itertools
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from factories import write_pool
+
+from raygen import storage
+from raygen.data.pool import Normal, index_pool, read_normals
+from raygen.errors import UserError
+
+
+def put_parquet(uri: str, table: pa.Table, **options) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, **options)
+    storage.put(uri, buffer.getvalue())
+
+
+def contents(normals: list[Normal]) -> list[bytes | None]:
+    return [raw.data for raw in read_normals([n.uri for n in normals], [n.etag for n in normals], 4)]
+
+
+def test_a_folder_tells_products(folder_uri: str) -> None:
+    uris = write_pool(folder_uri, 3)
+    storage.put(storage.join(folder_uri, "brushed_metal", "deeper", "x.JPEG"), b"x")
+    storage.put(storage.join(folder_uri, "brushed_metal", "notes.txt"), b"no image")
+    normals = list(index_pool(folder_uri))
+    assert {n.uri for n in normals} == {*uris, storage.join(folder_uri, "brushed_metal/deeper/x.JPEG")}
+    assert all(f"/{n.product}/" in n.uri for n in normals)
+    assert all(n.size > 0 and n.etag for n in normals)
+    assert contents(normals) == [storage.read(n.uri) for n in normals]
+
+
+def test_a_flat_folder_needs_a_product(tmp_path) -> None:
+    storage.put(str(tmp_path / "a.png"), b"x")
+    with pytest.raises(UserError, match=r"a\.png stands in no product folder.*set product="):
+        list(index_pool(str(tmp_path)))
+    [normal] = index_pool(str(tmp_path), product="steel")
+    assert normal.product == "steel"
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_manifest_names_uris(folder_uri: str, kind: str) -> None:
+    uris = write_pool(storage.join(folder_uri, "images"), 2)
+    relative = [uri.removeprefix(folder_uri + "/") for uri in uris]
+    named = [*uris[:3], *relative[3:]]  # absolute, or relative to the manifest
+    manifest = storage.join(folder_uri, f"pool.{kind}")
+    if kind == "csv":
+        storage.put(manifest, ("uri,product\n" + "".join(f"{uri},7\n" for uri in named)).encode())
+    else:
+        put_parquet(manifest, pa.table({"uri": named, "product": ["7"] * len(named)}))
+    normals = list(index_pool(manifest))
+    assert [(n.uri, n.product) for n in normals] == [(uri, "7") for uri in uris]
+    assert contents(normals) == [storage.read(uri) for uri in uris]
+
+
+@pytest.mark.parametrize("as_struct", [False, True])
+def test_images_inside_parquet(folder_uri: str, as_struct: bool) -> None:
+    images = [f"image {i}".encode() for i in range(10)]
+    column = [{"bytes": image, "path": None} for image in images] if as_struct else images
+    for part in range(2):
+        half = slice(5 * part, 5 * part + 5)
+        table = pa.table({"image": column[half], "product": ["a", "a", "b", "b", "b"]})
+        put_parquet(storage.join(folder_uri, f"part-{part}.parquet"), table, row_group_size=2)
+    normals = list(index_pool(folder_uri))
+    assert [n.product for n in normals] == ["a", "a", "b", "b", "b"] * 2
+    assert normals[7].uri.endswith("part-1.parquet#2")
+    assert contents(normals) == images
+    some = [normals[8], normals[1], normals[2]]  # in any order
+    assert contents(some) == [images[8], images[1], images[2]]
+
+
+def test_an_image_that_changed_or_went_is_an_error_of_its_own(folder_uri: str) -> None:
+    write_pool(folder_uri, 1)
+    table = pa.table({"image": [b"x"], "product": ["a"]})
+    put_parquet(storage.join(folder_uri, "zz.parquet"), table)
+    normals = list(index_pool(folder_uri))
+    storage.delete(normals[0].uri)
+    storage.put(normals[1].uri, b"another")
+    put_parquet(storage.join(folder_uri, "zz.parquet"), pa.concat_tables([table, table]))
+    raws = list(read_normals([n.uri for n in normals], [n.etag for n in normals], 4))
+    assert [raw.error.reason if raw.error else None for raw in raws] == [
+        "missing",
+        "changed",
+        None,
+        "changed",
+    ]
+
+
+def test_listing_is_a_stream(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No request per file, and none for the pages that nobody asks for."""
+    write_pool(s3_uri, 4)
+    requests: list[str] = []
+    client = storage._client()
+    client.meta.events.register("before-call", lambda model, **_: requests.append(model.name))
+    try:
+        assert len(list(index_pool(s3_uri))) == 12
+    finally:
+        client.meta.events.unregister("before-call")
+    assert requests == ["ListObjectsV2"]
+    endless = (storage.Entry(f"pool/a/{i}.png", 1, "e") for i in itertools.count())
+    monkeypatch.setattr(storage, "list_files", lambda uri: endless)
+    assert len(list(itertools.islice(index_pool("pool"), 5))) == 5
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda uri: uri, "no images there"),
+        (lambda uri: f"{uri}/none.csv", "no such file"),
+        (lambda uri: f"{uri}/none.parquet", "no such file"),
+    ],
+)
+def test_a_pool_that_is_not_there(folder_uri: str, make, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        list(index_pool(make(folder_uri)))
+
+
+def test_manifests_that_are_wrong(tmp_path) -> None:
+    pool = str(tmp_path / "pool.csv")
+    storage.put(pool, b"file,product\na.png,x\n")
+    with pytest.raises(UserError, match="needs the columns uri and product"):
+        list(index_pool(pool))
+    storage.put(pool, b"uri,product\na.png,x\nb.png,x\na.png,x\n")
+    with pytest.raises(UserError, match=r"a\.png stands in it twice"):
+        list(index_pool(pool))
+    storage.put(str(tmp_path / "x.parquet"), b"not parquet")
+    with pytest.raises(UserError, match="not a Parquet file"):
+        list(index_pool(str(tmp_path / "x.parquet")))
+    put_parquet(str(tmp_path / "x.parquet"), pa.table({"pixels": [1]}))
+    with pytest.raises(UserError, match="neither a `uri` nor an `image` column"):
+        list(index_pool(str(tmp_path / "x.parquet")))
