@@ -104,7 +104,7 @@ def load_config(kind: type[C], recipe: str | Path | None, overrides: Sequence[st
         if not equals or not key:
             raise UserError(f"--set {override}: write --set key=value")
         *sections, leaf = key.strip().split(".")
-        table = values
+        table: Any = values
         for section in sections:
             table = table.setdefault(section, {})
             if not isinstance(table, dict):

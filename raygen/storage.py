@@ -156,7 +156,7 @@ def stat(uri: str) -> Entry:
         return Entry(uri, status.st_size, _local_etag(status))
 
 
-# ---------------------------------------------------------------------------------------------- local folders
+# -------------------------------------------------------------------------------- local folders
 
 
 def is_local(uri: str) -> bool:
@@ -224,7 +224,7 @@ def _local_errors(uri: str) -> Iterator[None]:
         raise UserError(f"{uri}: {error.strerror}; {mend}") from error
 
 
-# --------------------------------------------------------------------------------------------------------- S3
+# -------------------------------------------------------------------------------- S3
 
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 _CHANGED = {"PreconditionFailed", "412", "ConditionalRequestConflict"}

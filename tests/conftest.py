@@ -1,10 +1,13 @@
 """Shared by all tests: a real S3 server, one local Ray, a small pool and checkpoints of many kinds."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,3 +112,79 @@ def ray_cluster(s3_server: None, tmp_path_factory: pytest.TempPathFactory) -> It
     )
     yield
     ray.shutdown()
+
+
+class Head:
+    """A Ray head of its own, as a platform team runs one, that takes jobs."""
+
+    def __init__(self, environment: dict[str, str], folder: Path, session: Path) -> None:
+        self.environment = environment
+        self.mark = f"RAYGEN_TEST_HEAD={folder}".encode()  # in the environment of all its processes
+        self.session = session  # Ray's own logs and service files
+
+    def submit(self, *arguments: str) -> subprocess.Popen[str]:
+        """Starts `ray job submit --working-dir . -- python …`; its output goes to a pipe."""
+        command = [
+            str(Path(sys.executable).with_name("ray")), "job", "submit", "--working-dir", ".", "--", "python",
+            *arguments,
+        ]  # fmt: skip
+        return subprocess.Popen(
+            command,
+            cwd=Path(__file__).parent.parent,
+            env=self.environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def pids(self, title: str) -> list[int]:
+        """This head's processes whose command line contains `title`."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if title in command and self.mark in (process / "environ").read_bytes():
+                    found.append(int(process.name))
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue  # gone while we looked
+        return found
+
+
+@pytest.fixture(scope="session")
+def ray_head(s3_server: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """`ray start --head` on free loopback ports, two logical CPUs, the dashboard, and S3 in its environment."""
+    folder = tmp_path_factory.mktemp("head")
+    port, dashboard, client = free_ports(3)
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "disabled",
+        "RAYGEN_TEST_HEAD": str(folder),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    environment.pop("RAY_ADDRESS", None)
+    session = Path(tempfile.mkdtemp(prefix="ray"))  # short: Ray's sockets lie in it
+    command = [
+        "ray", "start", "--head", "--block", f"--port={port}", "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", "--num-cpus=2",
+        "--object-store-memory=500000000", "--disable-usage-stats", f"--temp-dir={session}",
+    ]  # fmt: skip
+    with (folder / "head.log").open("wb") as log:
+        head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        for _ in range(120):
+            assert head.poll() is None, (folder / "head.log").read_text()
+            try:
+                urllib.request.urlopen(f"{address}/api/jobs/", timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.5)
+        else:
+            raise RuntimeError(f"the head does not serve: {(folder / 'head.log').read_text()[-2000:]}")
+        yield Head({**environment, "RAY_ADDRESS": address}, folder, session)
+    finally:
+        head.terminate()  # --block: it takes its processes with it
+        try:
+            head.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, signal.SIGKILL)

@@ -25,6 +25,7 @@ from raygen.models.dtgan import (
     ResidualUnit,
     StyleContentEncoder,
     StyledResBlock,
+    linear_by_row,
 )
 
 PAPER = PRESETS["paper-128"]
@@ -58,10 +59,9 @@ TABLE_9C: list[Row] = [
     ("resblk", "up", "AdaIN", (128, 128, 64)),
 ]
 TABLE_9D: list[Row] = [("conv 1×1", None, None, (128, 128, 3))]
-TABLE_10A: list[Row] = [("linear", None, None, (512,)), ("relu", None, None, (512,))] * 4
-TABLE_10B: list[Row] = [("linear", None, None, (512,)), ("relu", None, None, (512,))] * 3 + [
-    ("linear", None, None, (64,))
-]
+LINEAR: list[Row] = [("linear", None, None, (512,)), ("relu", None, None, (512,))]
+TABLE_10A = LINEAR * 4
+TABLE_10B = [*LINEAR * 3, ("linear", None, None, (64,))]
 TABLE_10C: list[Row] = [
     ("noisy resblk", "up", "IN", (2, 2, 512)),
     ("noisy resblk", "up", "IN", (4, 4, 512)),
@@ -560,6 +560,18 @@ class TestTraining:
 @pytest.mark.usefixtures("two_threads")
 class TestSameBits:
     """In eval mode a row's bits depend on that row alone; five rows on two threads break a matrix product."""
+
+    @pytest.mark.parametrize(("width", "outputs"), [(40, 3), (17, 5), (64, 64)])
+    def test_linear_by_row(self, width, outputs) -> None:
+        """Also where rows are not aligned alike in memory."""
+        x, weight, bias = torch.randn(5, width), torch.randn(outputs, width), torch.randn(outputs)
+        expected = linear_by_row(x, weight, bias)
+        torch.testing.assert_close(expected, F.linear(x, weight, bias))
+        for shift in range(1, 5):
+            assert torch.equal(linear_by_row(x.roll(shift, 0), weight, bias), expected.roll(shift, 0))
+        for offset in (1, 2, 3):
+            moved = torch.empty(5, width + 4)[:, offset : offset + width].copy_(x)
+            assert torch.equal(linear_by_row(moved, weight, bias), expected)
 
     @pytest.mark.parametrize("rows", [1, 4, 5, 8, 16])
     def test_mapping_network(self, rows) -> None:

@@ -103,7 +103,7 @@ def test_requests_that_the_checkpoint_cannot_meet(tmp_path) -> None:
     config = config_of(str(tmp_path), checkpoint=checkpoint.uri)
     with pytest.raises(UserError, match=r"no references of 'scratches'; set modes"):
         open_run(config, checkpoint)
-    with pytest.raises(UserError, match="'dents' is unknown to .*; it knows scratches, spots"):
+    with pytest.raises(UserError, match=r"'dents' is unknown to .*; it knows scratches, spots"):
         open_run(config_of(str(tmp_path), defect_types=("dents",)), checkpoint)
     run = open_run(config_of(str(tmp_path), defect_types=("spots",), modes=("latent",)), checkpoint)
     assert len(run.requests) == 1

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -110,10 +109,9 @@ def _read_csv(uri: str) -> pa.Table:
 def _index_manifest(manifest_uri: str, table: pa.Table, product: str | None) -> Iterator[Normal]:
     if "uri" not in table.column_names or ("product" not in table.column_names and product is None):
         raise UserError(f"pool {manifest_uri}: needs the columns uri and product, has {table.column_names}")
-    counts = pc.value_counts(table.column("uri"))
-    twice = counts.filter(pc.greater(counts.field("counts"), 1))
-    if len(twice):
-        uri = twice[0]["values"].as_py()
+    counts = table.column("uri").value_counts()
+    if len(counts) < table.num_rows:
+        uri = next(count["values"] for count in counts.to_pylist() if count["counts"] > 1)
         raise UserError(f"pool {manifest_uri}: {uri} stands in it twice; keep one row per normal")
     base_uri = manifest_uri.rpartition("/")[0]
     for batch in table.to_batches():
@@ -150,7 +148,8 @@ def read_normals(uris: Sequence[str], etags: Sequence[str | None], num_threads: 
             for file_uri, rows in files.items()
             for row, raw in _read_rows(file_uri, etag_of[file_uri], rows)
         }
-        yield from (images[uri] if uri in images else _read_file(uri, etag) for uri, etag in zip(uris, etags))
+        for uri, etag in zip(uris, etags, strict=True):
+            yield images[uri] if uri in images else _read_file(uri, etag)
         return
     with ThreadPoolExecutor(num_threads) as threads:
         yield from threads.map(_read_file, uris, etags)

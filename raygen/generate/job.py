@@ -63,11 +63,10 @@ def dry_run(config: GenerateConfig, say: Callable[[str], None] = print) -> None:
     _say_what(config, run, checkpoint, say)
     seconds, num_bytes = _price_of_a_normal(config, run, checkpoint)
     total = sum(seconds.values()) * run.num_normals
+    cores = os.cpu_count() or 1
     stages = ", ".join(f"{stage} {1000 * value:.1f} ms" for stage, value in seconds.items())
     say(f"about {size(num_bytes * run.num_normals)}; one normal takes {stages} on one core of this machine,")
-    say(
-        f"so all take {duration(total)} of one core; {os.cpu_count()} such cores: {duration(total / (os.cpu_count() or 1))}"
-    )
+    say(f"so all take {duration(total)} of one core, {duration(total / cores)} of {cores} such cores")
 
 
 def _check_places(config: GenerateConfig) -> None:
@@ -139,15 +138,16 @@ def _price_of_a_normal(
         ]
     )[: len(normals)]
     generator = load_generator(checkpoint, config)
+    made = generator.generate(normals, seeds, run.requests)  # a warm-up
     times = []
-    for _ in range(4):  # the first is a warm-up
+    for _ in range(3):
         started = time.perf_counter()
-        made = generator.generate(normals, seeds, run.requests)
+        generator.generate(normals, seeds, run.requests)
         times.append((time.perf_counter() - started) / len(normals))
     started = time.perf_counter()
     pngs = [images.encode_png(image) for row in made.pixels for image in row]
     write = (time.perf_counter() - started) / len(normals)
-    seconds = {"read": read, "generate": statistics.median(times[1:]), "write": write}
+    seconds = {"read": read, "generate": statistics.median(times), "write": write}
     return seconds, sum(map(len, pngs)) / len(normals)
 
 

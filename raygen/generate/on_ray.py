@@ -117,7 +117,7 @@ def _stream(
     dataset = (
         ray.data.from_items([{"shard": shard} for shard in pending], override_num_blocks=len(pending))
         .map_batches(
-            read_shard,
+            read_shard,  # pyright: ignore[reportArgumentType] it does not know of fn_kwargs
             fn_kwargs={"config": config, "run": run},
             batch_size=1,
             batch_format="pyarrow",
@@ -133,16 +133,15 @@ def _stream(
             num_gpus=resources.gpus_per_actor,
         )
         .map_batches(
-            write_shard,
+            write_shard,  # pyright: ignore[reportArgumentType]
             fn_kwargs={"config": config, "run": run},
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=resources.cpus_per_task,
         )
     )
-    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for text in batch["stats"].to_pylist():
-            yield shards.ShardStats.model_validate_json(text)
+    for row in dataset.iter_rows():
+        yield shards.ShardStats.model_validate_json(row["stats"])
 
 
 def _check_rejects(rejects: Counter[str], config: GenerateConfig, run: Run) -> None:
@@ -156,7 +155,7 @@ def _check_rejects(rejects: Counter[str], config: GenerateConfig, run: Run) -> N
         )
 
 
-# ------------------------------------------------------------------------------------------------ the three stages
+# -------------------------------------------------------------------------------- the three stages
 
 
 def read_shard(batch: pa.Table, config: GenerateConfig, run: Run) -> pa.Table:
@@ -297,7 +296,7 @@ def _counter(name: str) -> metrics.Counter:
     return metrics.Counter(name, f"{name.removeprefix('raygen_')} written by this run")
 
 
-# ---------------------------------------------------------------------------------- one shard as one row of a table
+# -------------------------------------------------------------------------------- one shard as one row of a table
 
 
 class _Shard(NamedTuple):

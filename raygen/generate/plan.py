@@ -183,7 +183,8 @@ def _plan_table(normals: list[Normal], shard: int, first_row: int) -> pa.Table:
     rows = range(first_row, first_row + len(normals))
     columns = [uris, products, sizes, etags, [shard] * len(normals), rows]
     return pa.table(
-        [pa.array(column, field.type) for column, field in zip(columns, PLAN_SCHEMA)], PLAN_SCHEMA
+        [pa.array(column, field.type) for column, field in zip(columns, PLAN_SCHEMA, strict=True)],
+        PLAN_SCHEMA,
     )
 
 

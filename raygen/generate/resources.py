@@ -34,7 +34,8 @@ def plan_resources(compute: ComputeConfig, cluster: Mapping[str, float], num_sha
         gpus_per_actor = 1.0 if gpus else 0.0
     if gpus_per_actor > gpus:
         raise UserError(
-            f"compute.gpus_per_actor = {gpus_per_actor:g}, and the cluster has {gpus:g} GPUs; add a GPU node or set 0"
+            f"compute.gpus_per_actor = {gpus_per_actor:g}, and the cluster has {gpus:g} GPUs; "
+            "add a GPU node, or set 0"
         )
     on_gpu = gpus_per_actor > 0
     cpus_per_actor = compute.cpus_per_actor or (1.0 if on_gpu else 0.75)

@@ -17,7 +17,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -173,7 +173,7 @@ def _stats_uri(output_uri: str, shard: int) -> str:
     return storage.join(output_uri, f"shards/{shard:05d}.json")
 
 
-# -------------------------------------------------------------------------------------------------- layouts
+# -------------------------------------------------------------------------------- layouts
 # A writer puts what stands beside the shard's main file and returns (name, main file's bytes, other bytes).
 
 
@@ -237,5 +237,5 @@ def _parquet_bytes(table: pa.Table) -> bytes:
     repeated = [
         name for name in table.column_names if name not in ("image", "sample_id", "image_sha256", "seed")
     ]
-    pq.write_table(table, buffer, row_group_size=_ROWS_PER_GROUP, use_dictionary=repeated)
+    pq.write_table(table, buffer, row_group_size=_ROWS_PER_GROUP, use_dictionary=cast(Any, repeated))
     return buffer.getvalue()

@@ -148,9 +148,10 @@ def linear_by_row(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A linear layer that gives a row of x, (N, in), the same bits whatever rows stand beside it: (N, out).
 
     A matrix product's kernels, and with them its rounding, depend on the number of rows and on a row's place
-    (seen with MKL: two threads and 5 to 7 rows). One row at a time, they cannot.
+    (seen with MKL: two threads and 5 to 7 rows; narrow outputs of rows that are not aligned alike). One row at a
+    time, in memory of its own, they cannot.
     """
-    return torch.cat([F.linear(row, weight, bias) for row in x.split(1)])
+    return torch.cat([F.linear(row.clone(), weight, bias) for row in x.split(1)])
 
 
 class Linear(nn.Linear):

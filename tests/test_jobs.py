@@ -1,0 +1,146 @@
+"""`ray job submit`, as a platform team runs it, and what is left when something is killed meanwhile.
+
+RAYGEN_TEST_POOL may name a folder of real photographs, `{product}/*.png`, to use instead of surfaces.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+import urllib.request
+
+import pytest
+from conftest import Head
+from factories import image_digests, write_checkpoint, write_pool
+
+from raygen import storage
+from raygen.generate.shards import done_shards
+from raygen.generate.verify import verify_run
+from raygen.models.dtgan import PRESETS
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def source(s3_server: None) -> tuple[str, str, int]:
+    """A pool and a checkpoint on S3: (pool URI, checkpoint URI, number of normals)."""
+    base = "s3://raygen/jobs"
+    photographs = os.environ.get("RAYGEN_TEST_POOL")
+    if photographs:
+        uris = []
+        for entry in storage.list_files(photographs):
+            uris.append(storage.join(base, "pool", entry.uri.removeprefix(photographs.rstrip("/") + "/")))
+            storage.put(uris[-1], storage.read(entry.uri))
+    else:
+        uris = write_pool(storage.join(base, "pool"), 80, size=128)
+    write_checkpoint(storage.join(base, "checkpoint"), PRESETS["small-128"])
+    return storage.join(base, "pool"), storage.join(base, "checkpoint"), len(uris)
+
+
+def arguments(source: tuple[str, str, int], output_uri: str, *more: str) -> list[str]:
+    settings = [
+        f"pool={source[0]}",
+        f"checkpoint={source[1]}",
+        f"output={output_uri}",
+        f"normals_per_shard={max(8, source[2] // 30)}",
+        *more,
+    ]
+    flags = [flag for setting in settings for flag in ("--set", setting)]
+    return ["jobs/generate.py", "jobs/generate.toml", *flags]
+
+
+def finish(job: subprocess.Popen[str]) -> str:
+    output, _ = job.communicate(timeout=550)
+    assert job.returncode == 0, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_head: Head, source: tuple[str, str, int]) -> dict[tuple[str, str, str, int], str]:
+    """The digests of every image of a run that nothing happened to."""
+    output_uri = "s3://raygen/jobs/undisturbed"
+    log = finish(ray_head.submit(*arguments(source, output_uri)))
+    assert f"{4 * source[2]:,} samples" in log
+    assert verify_run(output_uri, num_processes=2).num_samples == 4 * source[2]
+    return image_digests(output_uri)
+
+
+@pytest.mark.parametrize("layout", ["webdataset", "png"])
+def test_a_job_from_s3_to_s3(ray_head: Head, source, undisturbed, s3_uri: str, layout: str) -> None:
+    finish(ray_head.submit(*arguments(source, s3_uri, f"layout={layout}")))
+    manifest = verify_run(s3_uri, num_processes=2)
+    assert (manifest.num_normals, manifest.num_samples) == (source[2], 4 * source[2])
+    assert image_digests(s3_uri) == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("victim", "title"),
+    [
+        ("driver", "python jobs/generate.py"),
+        ("actor", "ray::MapWorker(MapBatches(GenerateActor))"),
+        ("writer", "ray::MapBatches(write_shard)"),
+    ],
+)
+def test_kill_9_and_the_same_command_again(
+    ray_head: Head, source, undisturbed, s3_uri: str, victim: str, title: str
+) -> None:
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")  # shown when the test fails
+    num_done = random.Random(seed).randrange(1, 12)
+    job = ray_head.submit(*arguments(source, s3_uri))
+    deadline = time.monotonic() + 120
+    pids: list[int] = []
+    while not pids:
+        assert time.monotonic() < deadline, f"no {victim} to kill"
+        if len(done_shards(s3_uri)) < num_done:
+            time.sleep(0.2)
+        else:
+            time.sleep(0.002)  # a writer lives for a blink
+            pids = [pid for pid in ray_head.pids(title) if pid != os.getpid()]
+    done = marks(s3_uri)
+    os.kill(pids[0], signal.SIGKILL)
+    job.communicate(timeout=550)
+    assert (job.returncode != 0) == (victim == "driver")  # Ray replaces an actor or a worker by itself
+    if victim == "driver":
+        with pytest.raises(Exception, match="not complete"):
+            verify_run(s3_uri)
+
+    log = finish(ray_head.submit(*arguments(source, s3_uri)))
+    assert ("nothing to do" in log) == (victim != "driver")
+    manifest = verify_run(s3_uri, num_processes=2)
+    assert manifest.num_samples == 4 * source[2]
+    assert image_digests(s3_uri) == undisturbed
+    after = marks(s3_uri)
+    assert {shard: after[shard] for shard in done} == done  # what was done is not done again
+
+
+def marks(output_uri: str) -> dict[str, str]:
+    """The stats file of every done shard -> its etag, which holds the seconds it took: a redone one differs."""
+    listed = storage.list_files(storage.join(output_uri, "shards"))
+    return {entry.uri: entry.etag for entry in listed if entry.uri.endswith(".json")}
+
+
+def test_a_job_refuses_a_place_that_would_be_lost(ray_head: Head, source) -> None:
+    job = ray_head.submit(*arguments(source, "relative/folder"))
+    output, _ = job.communicate(timeout=120)
+    assert job.returncode == 1  # `ray job submit` has no other; the job's own code, 2, is in its status
+    assert "output = relative/folder: a Ray job works in a copy of this folder" in output
+    assert "Traceback" not in output.split("raygen: ")[0].rpartition("samples each")[2]
+
+
+def test_the_dashboard_counts(ray_head: Head, source, undisturbed) -> None:
+    """The counters that Prometheus scrapes and the dashboard shows."""
+    targets = ray_head.session / "prom_metrics_service_discovery.json"
+    text = ""
+    for _ in range(20):
+        for group in json.loads(targets.read_text()):
+            for target in group["targets"]:
+                with urllib.request.urlopen(f"http://{target}/metrics", timeout=10) as answer:
+                    text += answer.read().decode()
+        if "ray_raygen_samples_total" in text:
+            break
+        time.sleep(1)
+    for name in ("raygen_samples", "raygen_shards", "raygen_bytes"):
+        assert f"ray_{name}_total" in text

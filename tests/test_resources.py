@@ -1,0 +1,52 @@
+"""Who gets how many CPUs and GPUs, decided without a cluster."""
+
+import pytest
+
+from raygen.config import ComputeConfig
+from raygen.errors import UserError
+from raygen.generate.resources import Resources, plan_resources
+
+
+def plan(cpus: float, gpus: float = 0, shards: int = 1000, **wishes) -> Resources:
+    return plan_resources(ComputeConfig(**wishes), {"CPU": cpus, "GPU": gpus}, shards)
+
+
+def test_defaults_use_the_cluster_and_leave_room() -> None:
+    assert plan(2) == Resources(2, 0.75, 0, 0.25)
+    assert plan(64) == Resources(64, 0.75, 0, 0.25)
+    assert plan(64, gpus=8) == Resources(8, 1, 1, 1)
+    assert plan(64, gpus=8, gpus_per_actor=0.5).num_actors == 16
+    assert plan(64, gpus=8, gpus_per_actor=0).num_actors == 64
+
+
+def test_no_more_actors_than_shards() -> None:
+    assert plan(64, shards=3).num_actors == 3
+    assert plan(64, shards=0).num_actors == 1
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "wishes"),
+    [
+        (2, 0, {"num_actors": 2, "cpus_per_actor": 1}),  # the three that hang, as measured
+        (2, 0, {"num_actors": 1, "cpus_per_actor": 2}),
+        (1, 0, {"num_actors": 1, "cpus_per_actor": 1}),
+        (8, 8, {}),
+        (0, 0, {}),
+    ],
+)
+def test_a_cluster_that_would_hang_is_refused(cpus: float, gpus: float, wishes: dict) -> None:
+    with pytest.raises(UserError, match=r"leave no room for a task.*lower compute\.num_actors"):
+        plan(cpus, gpus, **wishes)
+
+
+def test_gpus_that_are_not_there_are_refused() -> None:
+    with pytest.raises(UserError, match="the cluster has 0 GPUs; add a GPU node, or set 0"):
+        plan(8, gpus_per_actor=1)
+    with pytest.raises(UserError, match="more than the cluster's 2"):
+        plan(8, gpus=2, num_actors=3)
+
+
+def test_readers_and_actors_never_ask_for_the_same() -> None:
+    """Ray Data would fuse them, and decode inside the actor."""
+    resources = plan(8, num_actors=2, cpus_per_actor=1, cpus_per_task=1)
+    assert resources.cpus_per_task != resources.cpus_per_actor
