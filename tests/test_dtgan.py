@@ -579,7 +579,7 @@ class TestSameBits:
         z, noise = torch.randn(rows, 16), torch.randn(rows, mapping.noise_size)
         with torch.inference_mode():
             style, content = mapping.for_domain(z, 1, noise)
-            for shift in range(1, min(rows, 4)):
+            for shift in {1, rows - 1}:
                 moved = mapping.for_domain(z.roll(shift, 0), 1, noise.roll(shift, 0))
                 assert torch.equal(moved[0], style.roll(shift, 0))
                 assert torch.equal(moved[1], content.roll(shift, 0))

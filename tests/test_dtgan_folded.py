@@ -171,14 +171,14 @@ class TestSameBits:
         folded = FoldedGenerator(random_generator(config))
         x, style, content = inputs(config, rows)
         background, layer = folded.background(x), folded.defect_layer(style, content)
-        for shift in range(1, min(rows, 4)):
+        for shift in {1, rows - 1}:
             assert torch.equal(folded.background(x.roll(shift, 0)), background.roll(shift, 0))
             moved = folded.defect_layer(style.roll(shift, 0), content.roll(shift, 0))
             assert torch.equal(moved, layer.roll(shift, 0))
-        for others in (0, 9):
-            x[1:], style[1:], content[1:] = x[1:] * others, style[1:] * others, content[1:] * others
-            assert torch.equal(folded.background(x)[0], background[0])
-            assert torch.equal(folded.defect_layer(style, content)[0], layer[0])
+        for others in (x, style, content):
+            others[1:] *= 9
+        assert torch.equal(folded.background(x)[0], background[0])
+        assert torch.equal(folded.defect_layer(style, content)[0], layer[0])
 
     def test_again(self, threads) -> None:
         folded, batch = FoldedGenerator(random_generator(TINY)), inputs(TINY, 4)

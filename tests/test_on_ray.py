@@ -204,6 +204,20 @@ def test_a_cluster_without_room_is_refused_before_it_hangs(tmp_path: Path) -> No
         generate(config_of(str(tmp_path), compute=config.compute, normals_per_shard=1), quiet)
 
 
+def test_an_error_amid_the_run_is_one_clear_line(tmp_path: Path) -> None:
+    """Storage that says no to a write task: the driver gets its words, not Ray's traceback."""
+    prepare(str(tmp_path), num_per_product=2)
+    storage.put(str(tmp_path / "pool" / "brushed_metal" / "bad.png"), b"")
+    storage.put(str(tmp_path / "out" / "rejects"), b"a file where a folder must be")
+    config = config_of(str(tmp_path), max_reject_rate=0.5)
+    with pytest.raises(UserError, match=r"rejects/00000.parquet: .*check the path") as caught:
+        generate(config, quiet)
+    assert "\n" not in str(caught.value)
+    storage.delete(str(tmp_path / "out" / "rejects"))
+    generate(config, quiet)
+    verify_run(config.output, num_processes=1)
+
+
 def test_packing_a_shard_into_a_row_keeps_it() -> None:
     normals = pa.table({"uri": ["a", "b"], "pixels": pa.array([b"\0\1", b""], pa.large_binary())})
     rejects = pa.table({"uri": pa.array([], pa.string())})

@@ -12,9 +12,9 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,11 @@ from raygen.generate.progress import Progress
 from raygen.generate.resources import Resources, plan_resources
 from raygen.images import BadImageError
 from raygen.records import REJECT_SCHEMA, SAMPLE_SCHEMA, sample_id, sample_seed
+
+if TYPE_CHECKING:
+    from raygen.generate.generators import DefectGenerator
+
+P = ParamSpec("P")
 
 NORMAL_SCHEMA = pa.schema(
     [("uri", pa.string()), ("product", pa.string()), ("sha256", pa.string()), ("pixels", pa.large_binary())]
@@ -141,6 +146,8 @@ def _stream(
         )
     )
     for row in dataset.iter_rows():
+        if row.get("error"):
+            raise UserError(row["error"])
         yield shards.ShardStats.model_validate_json(row["stats"])
 
 
@@ -158,6 +165,26 @@ def _check_rejects(rejects: Counter[str], config: GenerateConfig, run: Run) -> N
 # -------------------------------------------------------------------------------- the three stages
 
 
+Stage = Callable[Concatenate[pa.Table, P], pa.Table]
+
+
+def tells(stage: Stage[P]) -> Stage[P]:
+    """Lets a stage's UserError travel down the chain as a row of its own, to be raised by the driver: raised in a
+    task, it would reach the user as pages of Ray's tracebacks."""
+
+    @functools.wraps(stage)
+    def wrapped(batch: pa.Table, *args: P.args, **kwargs: P.kwargs) -> pa.Table:
+        if "error" in batch.column_names:
+            return batch
+        try:
+            return stage(batch, *args, **kwargs)
+        except UserError as error:
+            return pa.table({"error": [str(error)]})
+
+    return wrapped
+
+
+@tells
 def read_shard(batch: pa.Table, config: GenerateConfig, run: Run) -> pa.Table:
     """shard -> its normals, decoded (NORMAL_SCHEMA), and its rejects (REJECT_SCHEMA)."""
     started = time.perf_counter()
@@ -191,23 +218,37 @@ class GenerateActor:
     """Holds a generator; turns a shard's normals into samples (GENERATED_SCHEMA)."""
 
     def __init__(self, config: GenerateConfig, run: Run, checkpoint_uri: str) -> None:
+        self.config = config
+        self.run = run
+        self.checkpoint_uri = checkpoint_uri
+
+    @functools.cached_property
+    def checkpoint(self) -> Checkpoint:
+        checkpoint = load_checkpoint(self.checkpoint_uri)
+        if checkpoint.digest != self.run.checkpoint:
+            raise UserError(
+                f"{self.checkpoint_uri} changed while the run was on; put the old checkpoint back"
+            )
+        return checkpoint
+
+    @functools.cached_property
+    def generator(self) -> "DefectGenerator":
         from raygen.generate.generators import load_generator  # torch: not for the readers and writers
 
-        self.run = run
-        self.seed = config.seed
-        self.checkpoint = load_checkpoint(checkpoint_uri)
-        if self.checkpoint.digest != run.checkpoint:
-            raise UserError(f"{checkpoint_uri} changed while the run was on; put the old checkpoint back")
-        self.generator = load_generator(self.checkpoint, config)
+        return load_generator(self.checkpoint, self.config)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        return tells(self.generate)(batch)
+
+    def generate(self, batch: pa.Table) -> pa.Table:
+        """The stage itself."""
         started = time.perf_counter()
         run, shard = self.run, _unpack(batch)
         normals = shard.tables["normals"]
         size = (run.image_size, run.image_size, run.channels)
         pixels = [np.frombuffer(value.as_buffer(), np.uint8) for value in normals["pixels"]]
         seeds = [
-            [sample_seed(sha256, run.checkpoint, request, self.seed) for request in run.requests]
+            [sample_seed(sha256, run.checkpoint, request, self.config.seed) for request in run.requests]
             for sha256 in normals["sha256"].to_pylist()
         ]
         made = self.generator.generate(
@@ -234,6 +275,7 @@ class GenerateActor:
         )
 
 
+@tells
 def write_shard(batch: pa.Table, config: GenerateConfig, run: Run) -> pa.Table:
     """A shard's samples -> PNG -> storage; leaves the stats, one JSON text."""
     started = time.perf_counter()

@@ -42,10 +42,11 @@ def contact_sheet(
         ]
         some = _spread(list(dict.fromkeys(of_product)), rows_per_product)
         for uri, raw in zip(some, read_normals(some, [None] * len(some), num_threads=4), strict=True):
-            if raw.data is None:
-                continue  # gone since: the sheet shows the others
+            try:
+                normal = _decode(raw.data or b"", config, run)
+            except images.BadImageError:
+                continue  # gone or changed since; the sheet shows the others
             first = uris.index(uri)
-            normal = _decode(raw.data, config, run)
             pngs = [samples["image"][first + i]["bytes"].as_py() for i in range(len(requests))]
             rows.append((product, [normal, *(_decode(png, config, run) for png in pngs)]))
     return _draw(captions, rows, max(128, run.image_size))

@@ -84,7 +84,7 @@ def normalize(h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """
     h = h - h.mean(dim=(2, 3), keepdim=True)
     variance = h.square().mean(dim=(2, 3), keepdim=True)  # (N, C, 1, 1)
-    h.mul_(scale * torch.rsqrt(variance + 1e-5)).add_(shift)
+    h = torch.addcmul(shift, h, scale * torch.rsqrt(variance + 1e-5))
     return F.leaky_relu_(h, 0.2)
 
 

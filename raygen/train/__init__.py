@@ -1,0 +1,1 @@
+"""Training: what turns defect sets into checkpoints."""
