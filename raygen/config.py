@@ -27,8 +27,8 @@ class ComputeConfig(Config):
     gpus_per_actor: Annotated[float, Field(ge=0)] | None = None
     """Default: 1 on a cluster that has GPUs, else 0."""
     cpus_per_actor: Annotated[float, Field(gt=0)] | None = None
-    """Logical CPUs an actor reserves (its torch threads: this, rounded down, at least 1). Default: 1 beside a
-    GPU, else 0.75, so that reading and writing find a share of each CPU."""
+    """Logical CPUs an actor reserves; without a GPU it computes on one thread. Default: 1 beside a GPU, else 0.75,
+    so that reading and writing find a share of each CPU."""
     cpus_per_task: Annotated[float, Field(gt=0)] | None = None
     """Logical CPUs a read or a write task reserves. Default: 1 beside GPUs, else 0.25."""
     read_threads: Annotated[int, Field(ge=1)] = 8

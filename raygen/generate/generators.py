@@ -68,7 +68,10 @@ class DTGANGenerator:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.micro_batch = micro_batch
         self.precision = getattr(torch, precision)
-        # float32 is meant as such, and a rerun must give the same bits.
+        # A rerun must give the same bits, whatever the actor's share of a machine: on CPUs the number of threads
+        # decides which kernels run (and two actors of one thread beat one of two). float32 is meant as such.
+        if self.device.type == "cpu":
+            torch.set_num_threads(1)
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.allow_tf32 = False
 

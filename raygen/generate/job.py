@@ -115,11 +115,8 @@ def _price_of_a_normal(
     config: GenerateConfig, run: Run, checkpoint: Checkpoint
 ) -> tuple[dict[str, float], float]:
     """Median seconds by stage and mean bytes of one normal, measured on a few of the pool."""
-    import torch
-
     from raygen.generate.generators import load_generator
 
-    torch.set_num_threads(1)
     sample = [
         normal
         for normal, _ in zip(index_pool(config.pool, config.product), range(config.micro_batch), strict=False)

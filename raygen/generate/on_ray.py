@@ -70,7 +70,12 @@ def connected() -> Iterator[None]:
         # A cluster of one machine and one process needs no token; asking for one would leave a file in the
         # home folder that turns authentication on for every cluster started here later.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES)
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            logging_level=logging.WARNING,
+        )
     try:
         yield
     finally:

@@ -13,34 +13,29 @@ from raygen.generate.plan import Run
 from raygen.generate.shards import ShardStats, read_shard
 
 _MARGIN = 8
-_CAPTION = 22  # height of a caption, pixels
+_CAPTION = 30  # height of a caption, pixels
+_SMALLEST_CELL = 160  # smaller images are magnified by whole numbers
 _MAX_COLUMNS = 8
 _INK, _PAPER = (30, 30, 30), (250, 250, 250)
 
 
-def contact_sheet(
-    config: GenerateConfig, run: Run, stats: Sequence[ShardStats], rows_per_product: int = 3
-) -> bytes:
-    """Draws `normal | sample | sample …`, captioned, some rows of every product; returns a PNG.
+def contact_sheet(config: GenerateConfig, run: Run, stats: Sequence[ShardStats], num_rows: int = 3) -> bytes:
+    """Draws `normal | sample | sample …`, captioned, `num_rows` rows of every product; returns a PNG.
 
     Reads one shard per product, the first that has samples of it.
     """
     requests = run.requests[:_MAX_COLUMNS]
-    captions = ["normal"] + [
-        f"{request.defect_type}, {request.mode}" + (f" {request.k}" if request.k else "")
-        for request in requests
-    ]
-    rows: list[tuple[str, list[np.ndarray]]] = []
+    captions = ["normal", *(f"{request.defect_type}, {request.mode}" for request in requests)]
+    groups: dict[str, list[list[np.ndarray]]] = {}
     for product in run.products:
         shard = next((shard for shard in stats if product in shard.products), None)
         if shard is None:
             continue
         samples = read_shard(config.output, shard)
         uris = samples["normal_uri"].to_pylist()
-        of_product = [
-            uri for uri, name in zip(uris, samples["product"].to_pylist(), strict=True) if name == product
-        ]
-        some = _spread(list(dict.fromkeys(of_product)), rows_per_product)
+        products = dict(zip(uris, samples["product"].to_pylist(), strict=True))
+        some = _spread([uri for uri in products if products[uri] == product], num_rows)
+        rows = groups.setdefault(product, [])
         for uri, raw in zip(some, read_normals(some, [None] * len(some), num_threads=4), strict=True):
             try:
                 normal = _decode(raw.data or b"", config, run)
@@ -48,8 +43,8 @@ def contact_sheet(
                 continue  # gone or changed since; the sheet shows the others
             first = uris.index(uri)
             pngs = [samples["image"][first + i]["bytes"].as_py() for i in range(len(requests))]
-            rows.append((product, [normal, *(_decode(png, config, run) for png in pngs)]))
-    return _draw(captions, rows, max(128, run.image_size))
+            rows.append([normal, *(_decode(png, config, run) for png in pngs)])
+    return _draw(captions, groups, scale=-(-_SMALLEST_CELL // run.image_size), size=run.image_size)
 
 
 def _decode(data: bytes, config: GenerateConfig, run: Run) -> np.ndarray:
@@ -62,24 +57,26 @@ def _spread(items: list[str], count: int) -> list[str]:
     return items[::step][:count]
 
 
-def _draw(captions: list[str], rows: list[tuple[str, list[np.ndarray]]], cell: int) -> bytes:
+def _draw(captions: list[str], groups: dict[str, list[list[np.ndarray]]], scale: int, size: int) -> bytes:
+    cell = scale * size
     pitch = cell + _MARGIN
-    sheet = Image.new(
-        "RGB",
-        (_MARGIN + pitch * len(captions), _MARGIN + _CAPTION + (pitch + _CAPTION) * len(rows)),
-        _PAPER,
-    )
+    num_rows = sum(map(len, groups.values()))
+    height = _CAPTION + sum(_CAPTION for _ in groups) + num_rows * pitch + _MARGIN
+    sheet = Image.new("RGB", (_MARGIN + pitch * len(captions), height), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=max(11, cell // 11))
+    font = ImageFont.load_default(size=15)
     for column, caption in enumerate(captions):
         draw.text((_MARGIN + column * pitch, _MARGIN), caption, _INK, font)
-    for row, (product, cells) in enumerate(rows):
-        top = _MARGIN + _CAPTION + row * (pitch + _CAPTION)
-        draw.text((_MARGIN, top), product, _INK, font)
-        for column, pixels in enumerate(cells):
-            image = Image.fromarray(pixels.squeeze()).convert("RGB")
-            image = image.resize((cell, cell), Image.Resampling.NEAREST)
-            sheet.paste(image, (_MARGIN + column * pitch, top + _CAPTION))
+    top = _CAPTION
+    for product, rows in groups.items():
+        draw.text((_MARGIN, top + _MARGIN), product, _INK, font)
+        top += _CAPTION
+        for row in rows:
+            for column, pixels in enumerate(row):
+                image = Image.fromarray(pixels.squeeze()).convert("RGB")
+                image = image.resize((cell, cell), Image.Resampling.NEAREST)
+                sheet.paste(image, (_MARGIN + column * pitch, top))
+            top += pitch
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

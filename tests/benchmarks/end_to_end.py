@@ -37,11 +37,8 @@ NUM_PROCESSES = 2
 
 def bare(config: GenerateConfig, num_normals: int, seed: int) -> float:
     """One process of the bare loop; returns its seconds without start-up."""
-    import torch
-
     from raygen.generate.generators import load_generator
 
-    torch.set_num_threads(1)
     checkpoint = load_checkpoint(config.checkpoint)
     size, channels = checkpoint.config.image_size, checkpoint.config.channels
     some = [pixels for _, pixels in surfaces.pool(8, seed, size, channels)]
