@@ -9,23 +9,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raygen.models.dtgan import (
-    NORMAL,
-    PRESETS,
+from raygen.models.blocks import (
     AdaIN,
-    Discriminator,
-    DTGANConfig,
-    Generator,
-    MappingNetwork,
     Noise,
-    NoisyConv,
     NoisyResBlock,
     PixelNorm,
     ResBlock,
     ResidualUnit,
-    StyleContentEncoder,
     StyledResBlock,
     linear_by_row,
+)
+from raygen.models.dtgan import (
+    NORMAL,
+    PRESETS,
+    Discriminator,
+    DTGANConfig,
+    Generator,
+    MappingNetwork,
+    NoisyConv,
+    StyleContentEncoder,
 )
 
 PAPER = PRESETS["paper-128"]

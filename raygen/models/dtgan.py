@@ -17,7 +17,6 @@ In the comments on shapes: N samples, K foreground domains, P products, C channe
 H = W = `image_size`; numbers are the paper's, at 128 × 128 and width 1.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +26,18 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from raygen.models.blocks import (
+    AdaIN,
+    Linear,
+    Noise,
+    NoisyResBlock,
+    PixelNorm,
+    ResBlock,
+    StyledResBlock,
+    initialize,
+    leaky,
+)
 
 NORMAL = 0
 """The foreground domain of defect-free images: the anchor, whose content is zero."""
@@ -131,164 +142,7 @@ PRESETS: dict[str, DTGANConfig] = {
 }
 
 
-# ----------------------------------------------------------------------------------------- the residual unit
-
-
-def leaky(h: Tensor) -> Tensor:
-    """LeakyReLU of slope 0.2, as everywhere in the four networks."""
-    return F.leaky_relu(h, 0.2)
-
-
-def upsample(h: Tensor) -> Tensor:
-    """Nearest ×2."""
-    return F.interpolate(h, scale_factor=2, mode="nearest")
-
-
-def linear_by_row(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A linear layer that gives a row of x, (N, in), the same bits whatever rows stand beside it: (N, out).
-
-    A matrix product's kernels, and with them its rounding, depend on the number of rows and on a row's place
-    (seen with MKL: two threads and 5 to 7 rows; narrow outputs of rows that are not aligned alike). One row at a
-    time, in memory of its own, they cannot.
-    """
-    return torch.cat([F.linear(row.clone(), weight, bias) for row in x.split(1)])
-
-
-class Linear(nn.Linear):
-    """A linear layer that in eval mode goes row by row, see `linear_by_row`; a thousandth of all the work.
-
-    Convolutions were found to need no such care.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) if self.training else linear_by_row(input, self.weight, self.bias)
-
-
-class PixelNorm(nn.Module):
-    """Brings each pixel's channel vector to a mean square of one."""
-
-    def forward(self, h: Tensor) -> Tensor:
-        return h * torch.rsqrt(h.square().mean(dim=1, keepdim=True) + 1e-8)
-
-
-class AdaIN(nn.Module):
-    """Adaptive instance norm: (1 + γ(s)) · IN(h) + β(s)."""
-
-    def __init__(self, channels: int, style_dim: int) -> None:
-        super().__init__()
-        self.norm = nn.InstanceNorm2d(channels)
-        self.affine = Linear(style_dim, 2 * channels)
-
-    def forward(self, h: Tensor, style: Tensor) -> Tensor:
-        gamma, beta = self.affine(style)[:, :, None, None].chunk(2, dim=1)  # (N, C, 1, 1) each
-        return (1 + gamma) * self.norm(h) + beta
-
-
-class Noise(nn.Module):
-    """Adds one map of noise times a learned strength per channel.
-
-    Strengths start at 0.1: from 0, with M's learning rate of 1e-6, they would never grow.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.strength = nn.Parameter(torch.full((channels,), 0.1))
-
-    def forward(self, h: Tensor, noise: Tensor) -> Tensor:
-        return h + self.strength[:, None, None] * noise  # (N, C, R, R); noise is (N, 1, R, R)
-
-
-class ResidualUnit(nn.Module):
-    """What all residual blocks share; a subclass's `forward` says what else goes in.
-
-    Pre-activation: norm, LeakyReLU, (nearest ×2), conv 3×3, (2×2 average), norm, LeakyReLU, conv 3×3; a 1×1
-    convolution without bias on the skip where the width changes; the sum is divided by √2. In encoders the
-    second convolution changes the width, in decoders (`widen_first`) the first.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        norm: Callable[[int], nn.Module],
-        resample: Literal["up", "down"] | None = None,
-        widen_first: bool = False,
-    ) -> None:
-        super().__init__()
-        hidden = out_channels if widen_first else in_channels
-        self.resample = resample
-        self.norm1 = norm(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, hidden, 3, padding=1)
-        self.norm2 = norm(hidden)
-        self.conv2 = nn.Conv2d(hidden, out_channels, 3, padding=1)
-        self.skip: nn.Module = nn.Identity()
-        if in_channels != out_channels:
-            self.skip = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-
-    def first(self, h: Tensor) -> Tensor:
-        """From the first norm's output to the second norm's input: (N, C, R, R) to (N, C', R', R')."""
-        h = leaky(h)
-        if self.resample == "up":
-            return self.conv1(upsample(h))
-        h = self.conv1(h)
-        return F.avg_pool2d(h, 2) if self.resample == "down" else h
-
-    def second(self, h: Tensor) -> Tensor:
-        """From the second norm's output to the end of the residual."""
-        return self.conv2(leaky(h))
-
-    def join(self, x: Tensor, h: Tensor) -> Tensor:
-        """The skip of the block's input x plus the residual h, over √2."""
-        if self.resample == "up":
-            x = self.skip(upsample(x))
-        else:
-            x = self.skip(x)
-            x = F.avg_pool2d(x, 2) if self.resample == "down" else x
-        return (x + h) / math.sqrt(2)
-
-
-class ResBlock(ResidualUnit):
-    """Residual unit with norms that need nothing but the features: instance norm, or none."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.first(self.norm1(x))
-        h = self.second(self.norm2(h))
-        return self.join(x, h)
-
-
-class StyledResBlock(ResidualUnit):
-    """Residual unit with AdaIN (Table 9 (c))."""
-
-    def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        h = self.first(self.norm1(x, style))
-        h = self.second(self.norm2(h, style))
-        return self.join(x, h)
-
-
-class NoisyResBlock(ResidualUnit):
-    """Residual unit with noise after each 3×3 convolution (Table 10 (c))."""
-
-    def __init__(self, in_channels: int, out_channels: int, norm: Callable[[int], nn.Module]) -> None:
-        super().__init__(in_channels, out_channels, norm, "up", widen_first=True)
-        self.noise1 = Noise(out_channels)
-        self.noise2 = Noise(out_channels)
-
-    def forward(self, x: Tensor, noise1: Tensor, noise2: Tensor) -> Tensor:
-        h = self.noise1(self.first(self.norm1(x)), noise1)
-        h = self.noise2(self.second(self.norm2(h)), noise2)
-        return self.join(x, h)
-
-
-def initialize(network: nn.Module) -> None:
-    """He initialization of every convolution and linear layer, zero biases."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-
-# ------------------------------------------------------------------------------------- G: generator (Table 9)
+# -------------------------------------------------- G: generator (Table 9)
 
 
 class Generator(nn.Module):
@@ -396,7 +250,7 @@ def _instance_norm(channels: int) -> nn.Module:
     return nn.InstanceNorm2d(channels, affine=True)
 
 
-# ----------------------------------------------------------------------------- M: mapping network (Table 10)
+# -------------------------------------------------- M: mapping network (Table 10)
 
 
 class NoisyConv(nn.Module):
@@ -521,7 +375,7 @@ def _perceptron(widths: list[int]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-# ---------------------------------------------------- E: style-content encoder, D: discriminator (Table 11)
+# -------------------------------------------------- E: style-content encoder, D: discriminator (Table 11)
 
 
 class Trunk(nn.Module):

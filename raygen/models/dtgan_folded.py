@@ -13,7 +13,7 @@ All of it is exact but for rounding: about 1e-6 of the image range in float32.
 
 *Same bits.* With a fixed number of rows and of threads, a row's bits depend on that row alone, not on the other
 rows nor on its place (CPU, float32; the tests hold it). This rules out matrix products over several rows, see
-`dtgan.linear_by_row`, and torch's group norm on channels_last, which cuts an image's sums where the work of two
+`blocks.linear_by_row`, and torch's group norm on channels_last, which cuts an image's sums where the work of two
 threads meets. The number of rows and the number of threads do change bits: oneDNN picks its kernels by them.
 """
 
@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raygen.models.dtgan import AdaIN, Generator, ResidualUnit, linear_by_row, upsample
+from raygen.models.blocks import AdaIN, ResidualUnit, linear_by_row, upsample
+from raygen.models.dtgan import Generator
 
 
 def pooled_kernel(weight: Tensor) -> Tensor:
