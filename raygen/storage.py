@@ -70,7 +70,7 @@ def read(uri: str, etag: str | None = None) -> bytes:
         condition = {"IfMatch": f'"{etag}"'} if etag else {}
         with _s3_errors(uri):
             return _client().get_object(Bucket=bucket, Key=key, **condition)["Body"].read()
-    with _local_errors(uri), _local(uri).open("rb") as file:
+    with _reading_local(uri), _local(uri).open("rb") as file:
         if etag and etag != _local_etag(os.fstat(file.fileno())):
             raise ObjectChangedError(uri)
         return file.read()
@@ -96,7 +96,7 @@ def put(uri: str, data: bytes | IO[bytes]) -> None:
         with _s3_errors(uri):
             _client().put_object(Bucket=bucket, Key=key, Body=data)
         return
-    with _local_errors(uri), _temporary_neighbour(_local(uri), data) as temporary:
+    with _writing_local(uri), _temporary_neighbour(_local(uri), data) as temporary:
         temporary.replace(_local(uri))
 
 
@@ -110,7 +110,7 @@ def put_if_absent(uri: str, data: bytes | IO[bytes]) -> bool:
         except ObjectChangedError:
             return False
         return True
-    with _local_errors(uri), _temporary_neighbour(_local(uri), data) as temporary:
+    with _writing_local(uri), _temporary_neighbour(_local(uri), data) as temporary:
         try:
             os.link(temporary, _local(uri))
         except FileExistsError:
@@ -137,7 +137,7 @@ def open_input(uri: str) -> IO[bytes]:
         UserError: storage says no.
     """
     if not _is_s3(uri):
-        with _local_errors(uri):
+        with _reading_local(uri):
             return _local(uri).open("rb")
     with _s3_errors(uri):
         # Buffered: pyarrow reads a footer in small steps, and each unbuffered one would be a request.
@@ -151,7 +151,7 @@ def stat(uri: str) -> Entry:
         with _s3_errors(uri):
             head = _client().head_object(Bucket=bucket, Key=key)
         return Entry(uri, head["ContentLength"], head["ETag"].strip('"'))
-    with _local_errors(uri):
+    with _reading_local(uri):
         status = _local(uri).stat()
         return Entry(uri, status.st_size, _local_etag(status))
 
@@ -214,14 +214,26 @@ def _temporary_neighbour(target: Path, data: bytes | IO[bytes]) -> Iterator[Path
 
 
 @contextmanager
-def _local_errors(uri: str) -> Iterator[None]:
+def _reading_local(uri: str) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ObjectMissingError(uri) from error
     except OSError as error:
-        mend = "free some space" if error.errno == errno.ENOSPC else "check the path and its permissions"
-        raise UserError(f"{uri}: {error.strerror}; {mend}") from error
+        raise _refused(uri, error) from error
+
+
+@contextmanager
+def _writing_local(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _refused(uri, error) from error
+
+
+def _refused(uri: str, error: OSError) -> UserError:
+    mend = "free some space" if error.errno == errno.ENOSPC else "check the path and its permissions"
+    return UserError(f"{uri}: {error.strerror}; {mend}")
 
 
 # -------------------------------------------------------------------------------- S3

@@ -109,6 +109,13 @@ def test_requests_that_the_checkpoint_cannot_meet(tmp_path) -> None:
     assert len(run.requests) == 1
 
 
+def test_a_shard_that_no_worker_could_hold_is_refused(tmp_path) -> None:
+    write_pool(str(tmp_path / "pool"), 1)
+    config = config_of(str(tmp_path), checkpoint="null:512x3", normals_per_shard=1000)
+    with pytest.raises(UserError, match=r"normals_per_shard = 1000: .*set at most 341"):
+        open_run(config, load_checkpoint(config.checkpoint))
+
+
 def test_an_empty_pool_begins_nothing(folder_uri: str) -> None:
     config = config_of(folder_uri)
     with pytest.raises(UserError, match="no images there"):

@@ -35,11 +35,13 @@ def generate(config: GenerateConfig, say: Callable[[str], None] = print) -> Mani
         PromiseError: more bad normals than allowed; what was written stays.
     """
     started = time.monotonic()
+    _refuse_lost_places(config)
     checkpoint = load_checkpoint(config.checkpoint)
-    _check_places(config)
+    manifest = read_manifest(config.output)
+    if manifest is None:
+        _check_writable(config.output)
     run = open_run(config, checkpoint)
     _say_what(config, run, checkpoint, say)
-    manifest = read_manifest(config.output)
     if manifest is not None:
         say(f"{config.output} is complete: nothing to do")
         return manifest
@@ -69,15 +71,18 @@ def dry_run(config: GenerateConfig, say: Callable[[str], None] = print) -> None:
     say(f"so all take {duration(total)} of one core, {duration(total / cores)} of {cores} such cores")
 
 
-def _check_places(config: GenerateConfig) -> None:
-    """Raises UserError where the output cannot be written, or would be lost."""
+def _refuse_lost_places(config: GenerateConfig) -> None:
+    """Raises UserError for a relative folder in a Ray job, which would be looked for, or lost, in a copy."""
     for key, uri in (("pool", config.pool), ("output", config.output), ("checkpoint", config.checkpoint)):
         relative = storage.is_local(uri) and not uri.startswith(("/", "file://", "null:"))
         if relative and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
             raise UserError(
                 f"{key} = {uri}: a Ray job works in a copy of this folder; give an absolute path or s3://"
             )
-    probe = storage.join(config.output, ".raygen-may-write")
+
+
+def _check_writable(output_uri: str) -> None:
+    probe = storage.join(output_uri, ".raygen-may-write")
     try:
         storage.put(probe, b"")
         storage.delete(probe)

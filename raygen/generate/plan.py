@@ -27,6 +27,7 @@ from raygen.errors import UserError
 from raygen.records import PLAN_SCHEMA, SampleRequest, digest, plan_requests
 
 RUN = "run.json"
+_MAX_SHARD_BYTES = 2**30  # of a shard's samples before they are encoded: a task holds them all at once
 
 
 class Run(BaseModel):
@@ -98,6 +99,14 @@ def open_run(config: GenerateConfig, checkpoint: Checkpoint) -> Run:
 
 def draft_run(config: GenerateConfig, checkpoint: Checkpoint, plan_file: Path) -> Run:
     """Indexes the pool and cuts its plan into a local file; writes nothing to the output."""
+    requests = choose_requests(config, checkpoint)
+    image_size, channels = checkpoint.config.image_size, checkpoint.config.channels
+    most = _MAX_SHARD_BYTES // (len(requests) * image_size * image_size * channels)
+    if config.normals_per_shard > most:
+        raise UserError(
+            f"normals_per_shard = {config.normals_per_shard}: at {len(requests)} samples of {image_size} px each a "
+            f"shard would be too large for a worker's memory; set at most {max(most, 1)}"
+        )
     products: Counter[str] = Counter()
     num_shards = 0
     with pq.ParquetWriter(plan_file, PLAN_SCHEMA, write_statistics=False) as writer:
@@ -115,9 +124,9 @@ def draft_run(config: GenerateConfig, checkpoint: Checkpoint, plan_file: Path) -
         ),
         identity=config.identity(),
         checkpoint=checkpoint.digest,
-        image_size=checkpoint.config.image_size,
-        channels=checkpoint.config.channels,
-        requests=choose_requests(config, checkpoint),
+        image_size=image_size,
+        channels=channels,
+        requests=requests,
         plan=f"plan/{fingerprint}.parquet",
         num_normals=products.total(),
         num_shards=num_shards,
