@@ -175,7 +175,9 @@ def ray_head(s3_server: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
         for _ in range(120):
             assert head.poll() is None, (folder / "head.log").read_text()
             try:
-                urllib.request.urlopen(f"{address}/api/jobs/", timeout=5).close()
+                # Taking a job is the last thing that a head learns: its web pages are up long before.
+                job = urllib.request.Request(f"{address}/api/jobs/", b'{"entrypoint": "true"}')
+                urllib.request.urlopen(job, timeout=10).close()
                 break
             except OSError:
                 time.sleep(0.5)

@@ -104,8 +104,8 @@ def draft_run(config: GenerateConfig, checkpoint: Checkpoint, plan_file: Path) -
     most = _MAX_SHARD_BYTES // (len(requests) * image_size * image_size * channels)
     if config.normals_per_shard > most:
         raise UserError(
-            f"normals_per_shard = {config.normals_per_shard}: at {len(requests)} samples of {image_size} px each a "
-            f"shard would be too large for a worker's memory; set at most {max(most, 1)}"
+            f"normals_per_shard = {config.normals_per_shard}: at {len(requests)} samples of {image_size} px each "
+            f"a shard would be too large for a worker's memory; set at most {max(most, 1)}"
         )
     products: Counter[str] = Counter()
     num_shards = 0
