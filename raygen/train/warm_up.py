@@ -6,15 +6,16 @@ layer of x̃ = B(x) + F(s, c) outright.
 
 * B stays as it is initialized: with `background_skip` it is x, exactly.
 * E and the foreground decoder learn F(E(x_defect)) ≈ x_defect - x_normal.
-* M learns to give E's codes. Regressed on a z without meaning it would give their mean; so z is paired with
-  what a single defect looks like (centre, lean, extent, …), each brought to N(0, 1), M's own prior.
+* M learns to give E's codes. From a z without meaning it would learn their mean; so z is paired with what a
+  single defect looks like (centre, lean, extent, …), each number brought to N(0, 1), M's own prior.
 
-What to expect: reference-guided scratches and spots stand where the reference has them, a little blurred.
-Latent-guided images have one defect each, blurred more; their scratches lie within 45° of the vertical, because
-a line at any angle is more than M learns in the time.
+What to expect: reference-guided scratches and spots stand where the reference has them, a little soft, faint ones
+fainter. Latent-guided images have one defect each; their scratches lie within 45° of the vertical, because a
+line at any angle is more than M learns in the time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from math import cos, pi, sqrt
@@ -34,17 +35,8 @@ from raygen.checkpoint import (
     Reference,
     save_checkpoint,
 )
-from raygen.models.dtgan import (
-    PRESETS,
-    DTGANConfig,
-    Generator,
-    MappingNetwork,
-    Noise,
-    ResidualUnit,
-    StyleContentEncoder,
-    leaky,
-    upsample,
-)
+from raygen.models.blocks import Noise, ResidualUnit, leaky, upsample
+from raygen.models.dtgan import PRESETS, Generator, MappingNetwork, StyleContentEncoder
 from raygen.models.dtgan_folded import pooled_kernel, upsampled_kernel
 from raygen.records import digest
 from raygen.surfaces import DEFECT_TYPES, PRODUCTS, render_defect, render_normal
@@ -56,42 +48,44 @@ SIZES = replace(
     num_domains=1 + len(DEFECT_TYPES),
     shared_content_trunk=False,
 )
+NUM_SINGLES = 800
+"""Images of each defect type from which M learns."""
 
 
 def warm_up(
     uri: str,
     *,
     seed: int = 0,
-    steps: int = 700,
+    steps: int = 500,
     pairs_per_cell: int = 200,
     references_per_cell: int = 8,
     say: Callable[[str], None] = print,
 ) -> Checkpoint:
-    """Trains E, F and M on procedural pairs and writes a checkpoint; the same arguments give the same one
-    (on one kind of machine, with one number of torch threads).
+    """Trains E, F and M on procedural pairs and writes a checkpoint; the same arguments give the same one,
+    on one kind of machine.
+
+    One thread computes: at these sizes a second one saves next to nothing, and loses much where others use the
+    cores too; and the result does not depend on how many there are.
 
     Args:
         uri: the checkpoint's folder.
         seed: of the surfaces, the initial weights and the order of the images.
-        steps: of E and F, 4 images each; M gets twice as many, 16 codes each.
+        steps: of E and F, 4 images each; M gets four times as many, 16 codes each.
         pairs_per_cell: training pairs for each product and defect type.
         references_per_cell: held-out reference images for each product and defect type.
         say: told of the progress, a line at a time.
     """
     say(f"warm-up: rendering {pairs_per_cell * len(PRODUCTS) * len(DEFECT_TYPES)} procedural pairs")
     pairs = _render_pairs("train", seed, pairs_per_cell)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(seed)
         generator, encoder, mapping = Generator(SIZES), StyleContentEncoder(SIZES), MappingNetwork(SIZES)
-        for network in (generator, encoder, mapping):
+        for network in (generator, encoder):
             _compose(network)
         _train_layers(generator, encoder, pairs, steps, say)
-        for domain in range(1, SIZES.num_domains):
-            _train_mapping(mapping, encoder, pairs, domain, steps, say)
-
-    bank = _render_pairs("reference", seed, references_per_cell)
-    style, content = _encode(encoder, bank.defect, bank.domain)
-    num_images = 2 * len(pairs.defect)
+        _train_mapping(mapping, encoder, pairs, 4 * steps, say)
+        bank = _render_pairs("reference", seed, references_per_cell)
+        style, content = _encode(encoder, bank.defect, bank.domain)
     config = CheckpointConfig(
         family="dtgan",
         model=asdict(SIZES),
@@ -101,7 +95,7 @@ def warm_up(
         defect_types=DEFECT_TYPES,
         images_seen=4 * steps,
         trained_on=f"supervised warm-up on {len(pairs.defect)} procedural pairs, with and without their defect"
-        f" ({num_images} images of raygen.surfaces, seed {seed}); not the paper's adversarial objective",
+        f" (raygen.surfaces, seed {seed}); not the paper's adversarial objective",
     )
     networks = {"generator": generator, "mapping": mapping, "encoder": encoder}
     weights = {
@@ -157,7 +151,7 @@ def _train_layers(
     parameters = [*encoder.parameters(), *generator.foreground_decoder.parameters(), *guide.parameters()]
     optimizer, schedule = _adam([*parameters, generator.fusion.weight], 4e-3, steps)
     losses = []
-    for step in range(steps):
+    for _ in range(steps):
         rows = torch.randint(len(pairs.defect), (4,))
         x, normal, mask = _turned(torch.cat([pairs.defect[rows], pairs.normal[rows], pairs.mask[rows]], 1))
         style, content = encoder(x, pairs.domain[rows])
@@ -184,92 +178,101 @@ def _turned(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 # ------------------------------------------------------------------------------------------------- M: latents
 
 
+def _keep_in(features: list[Tensor]) -> Callable[[nn.Module, object, Tensor], None]:
+    """A forward hook that appends a unit's output."""
+    return lambda _unit, _input, output: features.append(output)
+
+
+class Singles(NamedTuple):
+    """N images with one defect each, and E's codes of them."""
+
+    mask: Tensor  # (N, 1, S, S), 0 or 1
+    z: Tensor  # (N, latent_dim): what the defect looks like
+    style: Tensor  # (N, style_dim)
+    content: Tensor  # (N, content_channels, 16, 16)
+    style_scale: Tensor  # standard deviations of all their numbers, ()
+    content_scale: Tensor
+
+
 def _train_mapping(
     mapping: MappingNetwork,
     encoder: StyleContentEncoder,
     pairs: Pairs,
-    domain: int,
     steps: int,
     say: Callable[[str], None],
 ) -> None:
-    """Trains M's branches of one defect type on M(z) ≈ E(x), where z tells what the defect in x looks like."""
-    x, mask, z = _single_defects(pairs, domain, 1000)
-    style, content = _encode(encoder, x, torch.full((len(x),), domain))
-    style_scale, content_scale = style.std(), content.std()
-    near = 1 + 10 * F.max_pool2d(mask, 4)  # (N, 1, 16, 16)
-    near /= near.mean()
-
-    # M's coarse maps must find the place before its fine ones can draw: each is asked where the defect is.
+    """Trains M(z) ≈ E(x), where z tells what the defect in x looks like."""
+    singles = {domain: _single_defects(encoder, pairs, domain) for domain in range(1, SIZES.num_domains)}
+    # M's coarse maps must find the place before its fine ones can draw: each is asked where the defect is and
+    # how it leans. Without this, many a latent scratch stays an X.
     features: list[Tensor] = []
-    trunk = [block for block in mapping.content_trunks[domain].children() if isinstance(block, ResidualUnit)]
-    hooks = [block.register_forward_hook(lambda _m, _x, out: features.append(out)) for block in trunk]
-    guides = nn.ModuleList(nn.Conv2d(block.conv2.out_channels, 1, 1) for block in trunk)
+    units = [unit for unit in mapping.content_trunks.modules() if isinstance(unit, ResidualUnit)]
+    hooks = [unit.register_forward_hook(_keep_in(features)) for unit in units]
+    guides = nn.ModuleList(nn.Conv2d(unit.conv2.out_channels, 2, 1) for unit in units[:4])
     for noise in mapping.modules():
         if isinstance(noise, Noise):  # a regression can only unlearn it, and first it hides the signal
             nn.init.zeros_(noise.strength)
 
-    optimizer, schedule = _adam([*mapping.parameters(), *guides.parameters()], 1e-2, 2 * steps)
+    optimizer, schedule = _adam([*mapping.parameters(), *guides.parameters()], 1e-2, steps)
     losses = []
-    for _ in range(2 * steps):
-        rows = torch.randint(len(x), (16,))
+    for step in range(steps):
+        domain = (1, 2, 1)[step % 3]  # scratches take more steps than spots
+        mask, z, style, content, style_scale, content_scale = singles[domain]
+        rows = torch.randint(len(z), (16,))
+        mask, lean = mask[rows], z[rows, 2, None, None, None]
         features.clear()
         made_style, made_content = mapping.for_domain(z[rows], domain)
-        loss = ((made_style - style[rows]) / style_scale).square().mean()
-        loss = loss + 3 * (((made_content - content[rows]) / content_scale).square() * near[rows]).mean()
+        near = 1 + 10 * F.max_pool2d(mask, 4)  # (16, 1, 16, 16)
+        content_error = ((made_content - content[rows]) / content_scale).square() * (near / near.mean())
+        loss = ((made_style - style[rows]) / style_scale).square().mean() + 3 * content_error.mean()
         for guide, feature in zip(guides, features, strict=True):
-            share = F.adaptive_avg_pool2d(3 * mask[rows], feature.shape[-1])
-            touched = F.adaptive_max_pool2d(mask[rows], feature.shape[-1])
+            share = F.adaptive_avg_pool2d(3 * mask, feature.shape[-1])
+            share = torch.cat([share, share * lean], dim=1)
+            touched = F.adaptive_max_pool2d(mask, feature.shape[-1])
             loss = loss + ((guide(leaky(feature)) - share).square() * (1 + 5 * touched)).mean()
         _descend(optimizer, schedule, loss)
         losses.append(loss.item())
-        _report(f"latents of {DEFECT_TYPES[domain - 1]}", losses, 2 * steps, say)
+        _report("latents", losses, steps, say)
     for hook in hooks:
         hook.remove()
 
 
-def _single_defects(pairs: Pairs, domain: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Moves defects that are alone on their image over the normals.
+def _single_defects(encoder: StyleContentEncoder, pairs: Pairs, domain: int) -> Singles:
+    """Moves defects that are alone on their image, and easy to see, over the normals.
 
-    Returns:
-        Images (N, 1, S, S) in [-1, 1], their masks, and each one's z (N, latent_dim): its first numbers are
-        what the defect looks like by rank, as quantiles of N(0, 1); the others are random.
+    The first numbers of z are what the defect looks like by rank, as quantiles of N(0, 1); the others are random.
     """
-    look = _moments(pairs.mask)
-    # A shape of one piece fills the ellipse of its second moments, 4π√(λ₁λ₂), more or less.
-    alone = (pairs.domain == domain) & (look.area > 3) & (look.ellipse < 2 * look.area)
-    rows = alone.nonzero()[:, 0]
-    assert len(rows) > 0, "too few pairs: none of them has a single defect"
-    rows = rows[torch.randint(len(rows), (count,))]
-    reach = 16 if DEFECT_TYPES[domain - 1] == "scratches" else 24  # px from the middle
-    layer, mask = pairs.defect - pairs.normal, pairs.mask
-    layer = layer * F.max_pool2d(mask, 7, 1, 3)
-    moved = []
-    for row in rows.tolist():
-        both = torch.cat([layer[row], mask[row]])  # (2, S, S)
-        if look.height[row] < look.width[row]:
-            both = both.transpose(1, 2)
-        if torch.rand(()) < 0.5:
-            both = both.flip(2)
-        moved.append(both)
-    both = torch.stack(moved)
-    look = _moments(both[:, 1:])
-    goal = torch.empty(count, 2).uniform_(-reach, reach)
-    steps = (goal - torch.stack([look.y, look.x], 1)).round().int()
-    both = torch.stack(
-        [torch.roll(item, step, (1, 2)) for item, step in zip(both, steps.tolist(), strict=True)]
-    )
-    layer, mask = both[:, :1], both[:, 1:]
+    layer, look = pairs.defect - pairs.normal, _moments(pairs.mask)
+    clear = look.alone & (look.area > 8) & (_strength(layer, pairs.mask).abs() > 0.15)
+    rows = (clear & (pairs.domain == domain)).nonzero()[:, 0]
+    assert len(rows) > 0, "too few pairs: none has a single defect"
+    rows = rows[torch.randint(len(rows), (NUM_SINGLES,))]
 
-    moments = _moments(mask)
-    whole = (moments.width - look.width).abs() + (moments.height - look.height).abs() < 1  # not cut in two
-    strength = (layer * mask).sum((1, 2, 3)) / moments.area
-    looks = [moments.x, moments.y, moments.lean, moments.width + moments.height, moments.area, strength]
-    z = torch.randn(count, SIZES.latent_dim)
+    layer = layer * F.max_pool2d(pairs.mask, 7, 1, 3)  # without the grain of what is far from the defect
+    both = torch.cat([layer, pairs.mask], dim=1)[rows]  # (N, 2, S, S)
+    flat = look.height[rows] < look.width[rows]
+    both = torch.where(flat[:, None, None, None], both.transpose(2, 3), both)
+    both = torch.where(torch.rand(len(rows), 1, 1, 1) < 0.5, both.flip(3), both)
+    look = _moments(both[:, 1:])
+    reach = 16 if DEFECT_TYPES[domain - 1] == "scratches" else 24  # of a centre from the middle, px
+    way = torch.empty(len(rows), 2).uniform_(-reach, reach) - torch.stack([look.y, look.x], dim=1)
+    moved = [item.roll(steps, (1, 2)) for item, steps in zip(both, way.round().int().tolist(), strict=True)]
+    layer, mask = torch.stack(moved).split(1, dim=1)
+
+    whole = _moments(mask).alone  # not cut in two by the border
+    x, mask, layer = (pairs.normal[rows] + layer).clamp(-1, 1)[whole], mask[whole], layer[whole]
+    look = _moments(mask)
+    looks = [look.x, look.y, look.lean, look.width + look.height, look.area, _strength(layer, mask)]
+    z = torch.randn(len(mask), SIZES.latent_dim)
     for column, values in enumerate(looks):
-        rank = values[whole].argsort().argsort()
-        z[whole, column] = torch.special.ndtri((rank + 0.5) / len(rank))
-    x = (pairs.normal[rows] + layer).clamp(-1, 1)
-    return x[whole], mask[whole], z[whole]
+        z[:, column] = torch.special.ndtri((values.argsort().argsort() + 0.5) / len(values))
+    style, content = _encode(encoder, x, torch.full((len(x),), domain))
+    return Singles(mask, z, style, content, style.std(), content.std())
+
+
+def _strength(layer: Tensor, mask: Tensor) -> Tensor:
+    """How much brighter N defects are than their surfaces, in the mean: (N,)."""
+    return (layer * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp_min(1)
 
 
 class Moments(NamedTuple):
@@ -281,7 +284,7 @@ class Moments(NamedTuple):
     width: Tensor  # variance along x
     height: Tensor  # variance along y
     lean: Tensor  # covariance over the sum of variances, -1/2 to 1/2: of a line, sin(2 · angle) / 2
-    ellipse: Tensor  # area of the ellipse of the same moments
+    alone: Tensor  # bool: one piece
 
 
 def _moments(mask: Tensor) -> Moments:
@@ -293,11 +296,22 @@ def _moments(mask: Tensor) -> Moments:
     width = along_x @ grid.square() / area - x * x
     height = along_y @ grid.square() / area - y * y
     both = torch.einsum("nij,i,j->n", mask[:, 0], grid, grid) / area - x * y
-    ellipse = 4 * pi * (width * height - both * both).clamp_min(0).sqrt()
-    return Moments(area, x, y, width, height, both / (width + height).clamp_min(1e-3), ellipse)
+    # A shape of one piece fills the ellipse of its second moments, more or less.
+    alone = 4 * pi * (width * height - both * both).clamp_min(0).sqrt() < 2 * area
+    return Moments(area, x, y, width, height, both / (width + height).clamp_min(1e-3), alone)
 
 
 # ---------------------------------------------------------------------------------------------- training tools
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @torch.no_grad()
@@ -309,10 +323,10 @@ def _encode(encoder: StyleContentEncoder, x: Tensor, domain: Tensor) -> tuple[Te
 
 
 def _adam(
-    parameters: list[nn.Parameter], rate: float, steps: int
+    parameters: list[Tensor], rate: float, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Adam, its rate raised over 20 steps and lowered along a cosine."""
-    optimizer = torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99))
+    optimizer = torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, (step + 1) / 20) * (0.51 + 0.49 * cos(pi * step / steps))
     )
@@ -342,8 +356,7 @@ def _compose(network: nn.Module) -> None:
     """
     for unit in network.modules():
         if isinstance(unit, ResidualUnit) and unit.resample is not None:
-            unit.first = partial(_composed_first, unit)
-            unit.join = partial(_composed_join, unit)
+            unit.__dict__.update(first=partial(_composed_first, unit), join=partial(_composed_join, unit))
 
 
 def _composed_first(unit: ResidualUnit, h: Tensor) -> Tensor:
