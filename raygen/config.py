@@ -3,14 +3,27 @@
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from raygen import storage
 from raygen.errors import UserError
 from raygen.records import Mode
 
 Layout = Literal["parquet", "webdataset", "png"]
+
+
+Place = Annotated[str, AfterValidator(storage.normalize)]
+"""A URI in its one spelling."""
+
+T = TypeVar("T")
+
+
+def _distinct(items: tuple[T, ...]) -> tuple[T, ...]:
+    if len(set(items)) < len(items):
+        raise ValueError("names something twice")
+    return items
 
 
 class Config(BaseModel):
@@ -38,21 +51,24 @@ class ComputeConfig(Config):
 class GenerateConfig(Config):
     """The main job: four defects for every normal of a pool."""
 
-    pool: str
+    pool: Place
     """Where the normals are: `s3://bucket/prefix/` or a folder, `{product}/**/*.png` (jpg, bmp, tif, webp); a
     Parquet or CSV manifest with `uri, product`; or Parquet with an `image` column and `product`."""
-    output: str
+    output: Place
     """The run folder: `s3://bucket/prefix/` or a folder. One run, one folder."""
-    checkpoint: str
+    checkpoint: Place
     """A folder that `train` wrote; or `null:SIZExCHANNELS` (say `null:128x1`), which copies the normal, to
     measure all but the model."""
     product: str | None = None
     """The product of every normal, for a pool without a folder per product."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Another seed, other defects."""
-    defect_types: tuple[str, ...] = ()
+    defect_types: Annotated[tuple[str, ...], AfterValidator(_distinct)] = ()
     """Which of the checkpoint's defect types to make. Default: all."""
-    modes: Annotated[tuple[Mode, ...], Field(min_length=1)] = ("latent", "reference")
+    modes: Annotated[tuple[Mode, ...], Field(min_length=1), AfterValidator(_distinct)] = (
+        "latent",
+        "reference",
+    )
     samples_per_cell: Annotated[int, Field(ge=1)] = 1
     """Samples per normal, defect type and mode."""
     normals_per_shard: Annotated[int, Field(ge=1)] = 256
@@ -71,6 +87,13 @@ class GenerateConfig(Config):
     max_reject_rate: Annotated[float, Field(ge=0, le=1)] = 0.01
     """The run fails (exit code 3) when more than this share of the pool cannot be used."""
     compute: ComputeConfig = ComputeConfig()
+
+    @model_validator(mode="after")
+    def _keep_pool_and_output_apart(self) -> Self:
+        inner, outer = sorted((f"{self.pool}/", f"{self.output}/"), key=len, reverse=True)
+        if inner.startswith(outer):
+            raise ValueError("pool and output lie in one another: the samples would be read as normals")
+        return self
 
     def identity(self) -> dict[str, Any]:
         """What decides the samples and the shards, beside the checkpoint's digest: a run folder is resumed only
@@ -121,7 +144,8 @@ def load_config(kind: type[C], recipe: str | Path | None, overrides: Sequence[st
             ) from None
         if problem["type"] == "missing":
             raise UserError(f"{where}: {key!r} is missing; add it, or --set {key}=…") from None
-        raise UserError(f"{where}: {key} = {problem['input']!r}: {problem['msg']}") from None
+        what = f"{key} = {problem['input']!r}: " if key else ""
+        raise UserError(f"{where}: {what}{problem['msg']}") from None
 
 
 def _parse(text: str) -> Any:

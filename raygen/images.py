@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # and not all of Pillow's: its EPS would start Ghostscript
+
 # The size is checked from the header before any pixel is decoded (see decode), by the caller's own limit.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -33,8 +35,9 @@ REASONS = {
     "unsupported": "a pixel type without a fixed range (32-bit integer or float)",
     "missing": "planned, and gone when it was read",
     "changed": "planned, and another content when it was read",
+    "unreadable": "storage refuses this one (permission, archived, a damaged Parquet page)",
 }
-"""Why a normal is rejected. The first six are found here, the last two by the reader."""
+"""Why a normal is rejected. The first six are found here, the others by the reader."""
 
 
 def decode(data: bytes, size: int, channels: int, *, resize: bool, max_pixels: int) -> np.ndarray:
@@ -71,7 +74,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise BadImageError("empty", "0 bytes")
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError:
         raise BadImageError("not_an_image", f"{len(data)} bytes of no known format") from None
     except Exception as error:  # Pillow's parsers raise nearly anything on a damaged header
@@ -102,6 +105,16 @@ def encode_png(pixels: np.ndarray, compress_level: int = 1) -> bytes:
         buffer, "PNG", compress_level=compress_level
     )
     return buffer.getvalue()
+
+
+def inspect_png(data: bytes) -> tuple[int, int, int]:
+    """Decodes a PNG that `encode_png` made; returns its height, width and channels.
+
+    Raises:
+        BadImageError: it cannot be decoded.
+    """
+    image = _open(data, max_pixels=2**31)
+    return image.height, image.width, len(image.getbands())
 
 
 def to_model(pixels: "torch.Tensor") -> "torch.Tensor":

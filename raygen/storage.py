@@ -28,6 +28,10 @@ class Entry(NamedTuple):
     etag: str  # changes when the content does
 
 
+class StorageUnavailableError(UserError):
+    """Storage does not answer, or says try again later: the one error here that time mends."""
+
+
 class ObjectMissingError(Exception):
     """There is no object of this URI (any more)."""
 
@@ -36,14 +40,23 @@ class ObjectChangedError(Exception):
     """The object is not the one that was listed: its etag differs."""
 
 
+def normalize(uri: str) -> str:
+    """One spelling for one place: no trailing slash, no `file://`, no `./` or `a//b` in local paths.
+
+    Raises:
+        UserError: neither a local path nor s3://.
+    """
+    return uri.rstrip("/") if _is_s3(uri) else str(_local(uri))
+
+
 def join(base_uri: str, *names: str) -> str:
     """Appends names to a URI with single slashes."""
     return "/".join([base_uri.rstrip("/"), *names])
 
 
-def list_files(base_uri: str) -> Iterator[Entry]:
-    """Streams all files below a folder in a fixed order: by the whole name locally, as the server lists on S3
-    (AWS: by name as well).
+def list_files(base_uri: str, deep: bool = True) -> Iterator[Entry]:
+    """Streams the files of a folder, with `deep` also those of the folders below, in a fixed order: by the whole
+    name locally, as the server lists on S3 (AWS: by name as well).
 
     Hidden files and folders (a name that begins with a dot) are left out. On S3 this is one request per 1,000
     objects. A folder that does not exist is empty.
@@ -52,9 +65,9 @@ def list_files(base_uri: str) -> Iterator[Entry]:
         UserError: the bucket is missing, or may not be listed.
     """
     if _is_s3(base_uri):
-        yield from _list_s3(base_uri)
+        yield from _list_s3(base_uri, deep)
     else:
-        yield from _list_local(_local(base_uri))
+        yield from _list_local(_local(base_uri), deep)
 
 
 def read(uri: str, etag: str | None = None) -> bytes:
@@ -128,7 +141,7 @@ def delete(uri: str) -> None:
         _local(uri).unlink(missing_ok=True)
 
 
-def open_input(uri: str) -> IO[bytes]:
+def open_input(uri: str) -> IO[bytes] | io.RawIOBase:
     """Opens an object for random access (Parquet reads its footer and the row groups it needs, no more); the
     caller closes it.
 
@@ -140,8 +153,7 @@ def open_input(uri: str) -> IO[bytes]:
         with _reading_local(uri):
             return _local(uri).open("rb")
     with _s3_errors(uri):
-        # Buffered: pyarrow reads a footer in small steps, and each unbuffered one would be a request.
-        return io.BufferedReader(_s3fs().open(uri, "rb", cache_type="readahead"), 1 << 20)
+        return _S3File(uri, _s3fs().open(uri, "rb", cache_type="readahead"))
 
 
 def stat(uri: str) -> Entry:
@@ -166,7 +178,7 @@ def is_local(uri: str) -> bool:
 
 def _local(uri: str) -> Path:
     if uri.startswith("file://"):
-        return Path(uri.removeprefix("file://"))
+        return Path(os.path.normpath(uri.removeprefix("file://")))
     if "://" in uri:
         raise UserError(
             f"{uri}: raygen reads and writes local folders and s3://, not {uri.split('://')[0]}://"
@@ -178,7 +190,7 @@ def _local_etag(status: os.stat_result) -> str:
     return f"{status.st_mtime_ns:x}-{status.st_size:x}"
 
 
-def _list_local(folder: Path) -> Iterator[Entry]:
+def _list_local(folder: Path, deep: bool) -> Iterator[Entry]:
     try:
         with os.scandir(folder) as found:
             # A folder sorts as "name/", so that the whole walk is in the order of the full names.
@@ -190,11 +202,11 @@ def _list_local(folder: Path) -> Iterator[Entry]:
     for name, entry in entries:
         if name.startswith("."):
             continue
-        if name.endswith("/"):
-            yield from _list_local(folder / entry.name)
-        else:
-            status = entry.stat()
+        if not name.endswith("/"):
+            status = entry.stat() if entry.is_file() else entry.stat(follow_symlinks=False)  # a broken link
             yield Entry(str(folder / name), status.st_size, _local_etag(status))
+        elif deep:
+            yield from _list_local(folder / entry.name, deep)
 
 
 @contextmanager
@@ -208,6 +220,8 @@ def _temporary_neighbour(target: Path, data: bytes | IO[bytes]) -> Iterator[Path
                 file.write(data)
             else:
                 shutil.copyfileobj(data, file)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut could keep the name and lose the content
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
@@ -239,7 +253,8 @@ def _refused(uri: str, error: OSError) -> UserError:
 # -------------------------------------------------------------------------------- S3
 
 _MISSING = {"NoSuchKey", "404", "NotFound"}
-_CHANGED = {"PreconditionFailed", "412", "ConditionalRequestConflict"}
+_CHANGED = {"PreconditionFailed", "412"}
+_TRY_AGAIN = {"SlowDown", "RequestTimeout", "ConditionalRequestConflict", "OperationAborted"}
 
 
 def _is_s3(uri: str) -> bool:
@@ -278,11 +293,12 @@ def _s3fs() -> Any:
     return s3fs.S3FileSystem(use_listings_cache=False)
 
 
-def _list_s3(base_uri: str) -> Iterator[Entry]:
+def _list_s3(base_uri: str, deep: bool) -> Iterator[Entry]:
     bucket, prefix = _bucket_key(base_uri)
     prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
     with _s3_errors(base_uri):
-        for page in _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        pages = _client().get_paginator("list_objects_v2")
+        for page in pages.paginate(Bucket=bucket, Prefix=prefix, Delimiter="" if deep else "/"):
             for item in page.get("Contents", ()):
                 key: str = item["Key"]
                 hidden = any(part.startswith(".") for part in key.removeprefix(prefix).split("/"))
@@ -290,23 +306,57 @@ def _list_s3(base_uri: str) -> Iterator[Entry]:
                     yield Entry(f"s3://{bucket}/{key}", item["Size"], item["ETag"].strip('"'))
 
 
+class _S3File(io.RawIOBase):
+    """A file of s3fs whose later reads, too, fail with our errors."""
+
+    def __init__(self, uri: str, file: Any) -> None:
+        self.uri = uri
+        self.file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self.file.seek(offset, whence)
+
+    def read(self, size: int = -1) -> bytes:
+        with _s3_errors(self.uri):
+            return self.file.read(size)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
 @contextmanager
 def _s3_errors(uri: str) -> Iterator[None]:
     """Turns botocore's errors into ours: missing, changed, or one clear line for the user."""
-    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
     try:
         yield
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if code in _MISSING:
             raise ObjectMissingError(uri) from error
         if code in _CHANGED:
             raise ObjectChangedError(uri) from error
+        if code in _TRY_AGAIN or status >= 500:
+            raise StorageUnavailableError(f"{uri}: S3 answers {code}; run the same command again") from error
         raise UserError(
             f"{uri}: S3 answers {code} ({error}); check the bucket, key and permissions"
         ) from error
     except FileNotFoundError as error:
         raise ObjectMissingError(uri) from error
-    except (BotoCoreError, PermissionError) as error:
-        raise UserError(f"{uri}: {error}; check AWS_ENDPOINT_URL, region and credentials") from error
+    except (NoCredentialsError, PermissionError) as error:
+        raise UserError(f"{uri}: {error}; check the credentials") from error
+    except (BotoCoreError, OSError) as error:  # a connection refused, cut or timed out
+        line = f"{uri}: {error}; check AWS_ENDPOINT_URL, or run the same command again later"
+        raise StorageUnavailableError(line) from error

@@ -9,7 +9,7 @@ import tempfile
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import boto3
@@ -36,58 +36,66 @@ def free_ports(count: int, companion: int = 0) -> list[int]:
     raise RuntimeError("no free ports")
 
 
+class S3Server:
+    """SeaweedFS on loopback with one bucket, and the environment that points every S3 client at it."""
+
+    def __init__(self, folder: Path) -> None:
+        s3, master, filer, volume = free_ports(4, companion=10000)  # its gRPC ports are 10000 higher
+        self.log = folder / "weed.log"
+        self.environment = {
+            "AWS_ACCESS_KEY_ID": "raygen-test",
+            "AWS_SECRET_ACCESS_KEY": "raygen-secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}",
+        }
+        self.command = [
+            str(Path(sys.executable).with_name("weed")), "mini", f"-dir={folder}",
+            "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.port={s3}", f"-master.port={master}",
+            f"-filer.port={filer}", f"-volume.port={volume}", "-admin.ui=false", "-webdav=false",
+            "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
+            "-s3.allowDeleteBucketNotEmpty=false", "-s3.autoCreateBucket=false",
+        ]  # fmt: skip
+
+    def start(self) -> None:
+        environment = {**os.environ, **self.environment, "S3_BUCKET": BUCKET, "TMPDIR": str(self.log.parent)}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(self.command, env=environment, stdout=log, stderr=log)
+
+    def wait(self) -> None:
+        """Waits until the bucket is served."""
+        client = boto3.client("s3")
+        for _ in range(240):
+            if self.process.poll() is not None:
+                break
+            try:
+                client.head_bucket(Bucket=BUCKET)
+                return
+            except (BotoCoreError, ClientError):
+                time.sleep(0.25)
+        raise RuntimeError(f"SeaweedFS does not serve: {self.log.read_text(errors='replace')[-2000:]}")
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        self.process.send_signal(how)
+        self.process.wait(30)
+
+
 @pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """SeaweedFS on loopback, with one bucket; the environment points every S3 client at it."""
-    folder = tmp_path_factory.mktemp("seaweedfs")
-    s3, master, filer, volume = free_ports(4, companion=10000)  # its gRPC ports are 10000 higher
-    environment = {
-        "AWS_ACCESS_KEY_ID": "raygen-test",
-        "AWS_SECRET_ACCESS_KEY": "raygen-secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}",
-    }
-    command = [
-        str(Path(sys.executable).with_name("weed")), "mini", f"-dir={folder}",
-        "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.port={s3}", f"-master.port={master}",
-        f"-filer.port={filer}", f"-volume.port={volume}", "-admin.ui=false", "-webdav=false",
-        "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
-        "-s3.allowDeleteBucketNotEmpty=false", "-s3.autoCreateBucket=false",
-    ]  # fmt: skip
-    with (folder / "weed.log").open("wb") as log:
-        server = subprocess.Popen(
-            command,
-            env={**os.environ, **environment, "S3_BUCKET": BUCKET, "TMPDIR": str(folder)},
-            stdout=log,
-            stderr=log,
-        )
-    previous = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    server = S3Server(tmp_path_factory.mktemp("seaweedfs"))
+    previous = {name: os.environ.get(name) for name in server.environment}
+    os.environ.update(server.environment)
+    server.start()
     try:
-        _wait_for_bucket(server, folder / "weed.log")
-        yield
+        server.wait()
+        yield server
     finally:
-        server.terminate()
-        server.wait(30)
+        server.stop()
         for name, value in previous.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _wait_for_bucket(server: subprocess.Popen[bytes], log: Path) -> None:
-    client = boto3.client("s3")
-    for _ in range(240):
-        if server.poll() is not None:
-            break
-        try:
-            client.head_bucket(Bucket=BUCKET)
-            return
-        except (BotoCoreError, ClientError):
-            time.sleep(0.25)
-    raise RuntimeError(f"SeaweedFS does not serve: {log.read_text(errors='replace')[-2000:]}")
-
-
 @pytest.fixture
-def s3_uri(s3_server: None) -> str:
+def s3_uri(s3_server: S3Server) -> str:
     """An empty prefix of its own."""
     return f"s3://{BUCKET}/{uuid.uuid4().hex}"
 
@@ -99,7 +107,7 @@ def folder_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(s3_server: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def ray_cluster(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One local Ray for all tests, with two logical CPUs and two logical GPUs."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
     ray.init(
@@ -137,13 +145,13 @@ class Head:
             stderr=subprocess.STDOUT,
         )
 
-    def pids(self, title: str) -> list[int]:
-        """This head's processes whose command line contains `title`."""
+    def pids(self, matches: Callable[[list[str]], bool]) -> list[int]:
+        """This head's processes whose command line, split into words as it was given, is the wanted one."""
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
-                command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                if title in command and self.mark in (process / "environ").read_bytes():
+                words = (process / "cmdline").read_bytes().rstrip(b"\0").decode().split("\0")
+                if matches(words) and self.mark in (process / "environ").read_bytes():
                     found.append(int(process.name))
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue  # gone while we looked
@@ -151,7 +159,7 @@ class Head:
 
 
 @pytest.fixture(scope="session")
-def ray_head(s3_server: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+def ray_head(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """`ray start --head` on free loopback ports, two logical CPUs, the dashboard, and S3 in its environment."""
     folder = tmp_path_factory.mktemp("head")
     port, dashboard, client = free_ports(3)

@@ -47,6 +47,11 @@ def test_overrides_are_toml_or_else_strings() -> None:
         ("seed=many", r"seed = 'many'"),
         ("layout=zip", r"layout = 'zip'.*'parquet', 'webdataset' or 'png'"),
         ("modes=[]", r"modes = \[\]"),
+        ('modes=["latent","latent"]', "names something twice"),
+        ('defect_types=["spots","spots"]', "names something twice"),
+        ("output=s3://b/pool/run", "pool and output lie in one another"),
+        ("output=s3://b", "pool and output lie in one another"),
+        ("pool=gs://b/pool", "not gs://"),
         ("compute.num_actors=0", r"compute.num_actors = 0"),
         ("seed", r"--set seed: write --set key=value"),
         ("seed.x=1", r"unknown key|seed = "),
@@ -70,6 +75,11 @@ def test_a_file_that_is_not_toml(tmp_path: Path) -> None:
     recipe.write_text("pool = \nseed")
     with pytest.raises(UserError, match="not a TOML file"):
         load_config(GenerateConfig, recipe)
+
+
+def test_one_place_has_one_spelling() -> None:
+    assert load("pool=s3://b/pool/").identity() == load().identity()
+    assert load("pool=./a//b/").pool == load("pool=file://a/b").pool == "a/b"
 
 
 def test_identity_is_what_decides_samples() -> None:

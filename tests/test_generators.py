@@ -25,7 +25,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 def generator_of(checkpoint: Checkpoint, micro_batch: int = 4) -> DTGANGenerator:
-    config = GenerateConfig(pool="-", output="-", checkpoint=checkpoint.uri, micro_batch=micro_batch)
+    config = GenerateConfig(pool="pool", output="out", checkpoint=checkpoint.uri, micro_batch=micro_batch)
     generator = load_generator(checkpoint, config)
     assert isinstance(generator, DTGANGenerator)
     return generator
@@ -114,14 +114,14 @@ def test_every_reference_of_the_type_is_drawn(checkpoint: Checkpoint) -> None:
 def test_no_normals_make_no_samples(checkpoint: Checkpoint) -> None:
     normals, seeds = inputs(1)
     for uri in (checkpoint.uri, "null:32x1"):
-        config = GenerateConfig(pool="-", output="-", checkpoint=uri)
+        config = GenerateConfig(pool="pool", output="out", checkpoint=uri)
         generator = load_generator(load_checkpoint(uri), config)
         made = generator.generate(normals[:0], seeds[:0], REQUESTS)
         assert made.pixels.shape == (0, len(REQUESTS), 32, 32, 1)
 
 
 def test_the_null_generator_copies() -> None:
-    config = GenerateConfig(pool="-", output="-", checkpoint="null:32x1")
+    config = GenerateConfig(pool="pool", output="out", checkpoint="null:32x1")
     normals, seeds = inputs(3)
     made = load_generator(load_checkpoint("null:32x1"), config).generate(normals, seeds, REQUESTS)
     for column in range(len(REQUESTS)):
@@ -130,7 +130,7 @@ def test_the_null_generator_copies() -> None:
 
 def test_bfloat16_is_near(checkpoint: Checkpoint) -> None:
     normals, seeds = inputs(3)
-    config = GenerateConfig(pool="-", output="-", checkpoint=checkpoint.uri, precision="bfloat16")
+    config = GenerateConfig(pool="pool", output="out", checkpoint=checkpoint.uri, precision="bfloat16")
     half = load_generator(checkpoint, config).generate(normals, seeds, REQUESTS).pixels.astype(float)
     full = generator_of(checkpoint).generate(normals, seeds, REQUESTS).pixels.astype(float)
     assert 0 < np.sqrt(np.mean((half - full) ** 2)) < 0.03 * 255

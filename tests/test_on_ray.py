@@ -1,6 +1,7 @@
 """The whole chain on a real Ray, from S3 to S3 and from folder to folder."""
 
 import io
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -187,20 +188,49 @@ def test_wrong_sizes_are_rejected_when_so_asked(tmp_path: Path) -> None:
 
 
 def test_actors_are_placed_on_gpus(tmp_path: Path) -> None:
-    """Ray's logical GPUs: two actors hold one each, and the readers and writers none."""
-    prepare(str(tmp_path), num_per_product=2)
+    """Ray's logical GPUs: both are taken while two actors work, and the readers and writers take none."""
+    prepare(str(tmp_path))
     config = config_of(str(tmp_path), compute=ComputeConfig(cpus_per_actor=0.5, cpus_per_task=0.5))
     checkpoint = load_checkpoint(config.checkpoint)
-    resources = on_ray.plan_resources(config.compute, ray.cluster_resources(), 10)
-    assert (resources.num_actors, resources.gpus_per_actor) == (2, 1)
-    stats = on_ray.run_shards(config, open_run(config, checkpoint), checkpoint)
-    assert sum(shard.num_samples for shard in stats) == 24
+    free: set[float] = set()
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            free.add(ray.available_resources().get("GPU", 0))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    said: list[str] = []
+    try:
+        stats = on_ray.run_shards(config, open_run(config, checkpoint), checkpoint, said.append)
+    finally:
+        over.set()
+        watcher.join()
+    assert said == ["4 of 4 shards to do: 2 actors of 1 GPU and 0.5 CPU, on 1 node"]
+    assert min(free) == 0
+    assert sum(shard.num_samples for shard in stats) == 96
+
+
+@pytest.mark.parametrize(
+    "compute", [CPU_ONLY, ComputeConfig(gpus_per_actor=0, cpus_per_actor=0.5, cpus_per_task=0.5)]
+)
+def test_reading_and_writing_stay_out_of_the_actor(tmp_path: Path, compute: ComputeConfig) -> None:
+    """Ray Data fuses what it can; the plan that it really ran shows three operators."""
+    prepare(str(tmp_path), num_per_product=1)
+    config = config_of(str(tmp_path), compute=compute)
+    checkpoint = load_checkpoint(config.checkpoint)
+    resources = on_ray.plan_resources(compute, [{"CPU": 2.0}], 1)
+    dataset = on_ray.chain(config, open_run(config, checkpoint), checkpoint, [0], resources).materialize()
+    for stage in ("read_shard", "GenerateActor", "write_shard"):
+        assert f"MapBatches({stage})" in dataset.stats()
+    assert "->MapBatches" not in dataset.stats()
 
 
 def test_a_cluster_without_room_is_refused_before_it_hangs(tmp_path: Path) -> None:
     prepare(str(tmp_path), num_per_product=1)
     config = config_of(str(tmp_path), compute=ComputeConfig(gpus_per_actor=0, num_actors=2, cpus_per_actor=1))
-    with pytest.raises(UserError, match="2 actors × 1 CPUs leave no room for a task"):
+    with pytest.raises(UserError, match="2 actors of 1 CPUs, and a task of"):
         generate(config_of(str(tmp_path), compute=config.compute, normals_per_shard=1), quiet)
 
 

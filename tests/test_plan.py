@@ -1,12 +1,13 @@
 """The plan is cut once, frozen, and a run folder belongs to one run."""
 
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError
 
 import pyarrow.parquet as pq
 import pytest
 from factories import write_checkpoint, write_pool
 
-from raygen import storage
+from raygen import __version__, storage
 from raygen.checkpoint import load_checkpoint
 from raygen.config import GenerateConfig
 from raygen.errors import UserError
@@ -107,6 +108,20 @@ def test_requests_that_the_checkpoint_cannot_meet(tmp_path) -> None:
         open_run(config_of(str(tmp_path), defect_types=("dents",)), checkpoint)
     run = open_run(config_of(str(tmp_path), defect_types=("spots",), modes=("latent",)), checkpoint)
     assert len(run.requests) == 1
+
+
+def test_a_job_needs_no_installed_raygen(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cluster's image has the dependencies; the job brings the code, and no package of that name."""
+
+    def installed(name: str) -> str:
+        if name == "raygen":
+            raise PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr("raygen.generate.plan.version", installed)
+    write_pool(str(tmp_path / "pool"), 1)
+    config = config_of(str(tmp_path))
+    assert open_run(config, load_checkpoint(config.checkpoint)).versions["raygen"] == __version__
 
 
 def test_a_shard_that_no_worker_could_hold_is_refused(tmp_path) -> None:

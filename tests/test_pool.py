@@ -119,6 +119,61 @@ def test_a_pool_that_is_not_there(folder_uri: str, make, message: str) -> None:
         list(index_pool(make(folder_uri)))
 
 
+@pytest.mark.parametrize("spelling", ["{}/", "{}/.", "file://{}", "{}//"])
+def test_a_pool_may_be_spelt_in_many_ways(tmp_path, spelling: str) -> None:
+    uris = write_pool(str(tmp_path), 1)
+    normals = list(index_pool(spelling.format(tmp_path)))
+    assert [(n.uri, n.product) for n in normals] == [(uri, uri.split("/")[-2]) for uri in sorted(uris)]
+
+
+def test_a_relative_pool(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pool(str(tmp_path / "pool"), 1)
+    monkeypatch.chdir(tmp_path)
+    for spelling in ("pool", "./pool", "pool/", "../" + tmp_path.name + "/pool"):
+        assert {n.product for n in index_pool(spelling)} == {
+            "brushed_metal",
+            "grained_leather",
+            "woven_fabric",
+        }
+
+
+def test_what_storage_refuses_is_one_normals_error(tmp_path) -> None:
+    """Not the whole run's: a plan is frozen, and a resume would meet it again."""
+    uris = write_pool(str(tmp_path), 1)
+    put_parquet(str(tmp_path / "zz.parquet"), pa.table({"image": ["text"], "product": ["a"]}))
+    normals = list(index_pool(str(tmp_path)))
+    storage.delete(uris[0])
+    (tmp_path / uris[0]).mkdir()  # a folder where a file was
+    raws = list(read_normals([n.uri for n in normals], [n.etag for n in normals], 4))
+    assert [raw.error.reason if raw.error else None for raw in raws] == [
+        "unreadable",
+        None,
+        None,
+        "unreadable",
+    ]
+
+
+def test_a_manifest_may_tell_etags(folder_uri: str) -> None:
+    [uri, *_] = write_pool(storage.join(folder_uri, "images"), 1)
+    manifest = storage.join(folder_uri, "pool.csv")
+    storage.put(manifest, f"uri,product,etag\n{uri},a,{storage.stat(uri).etag}\n".encode())
+    [normal] = index_pool(manifest)
+    assert contents([normal]) == [storage.read(uri)]
+    storage.put(uri, b"another")
+    [raw] = read_normals([normal.uri], [normal.etag], 1)
+    assert raw.error is not None
+    assert raw.error.reason == "changed"
+
+
+def test_storage_that_does_not_answer_is_not_a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object) -> bytes:
+        raise storage.StorageUnavailableError("s3://b/a.png: connection refused")
+
+    monkeypatch.setattr(storage, "read", away)
+    with pytest.raises(storage.StorageUnavailableError):
+        list(read_normals(["s3://b/a.png"], [None], 1))
+
+
 def test_manifests_that_are_wrong(tmp_path) -> None:
     pool = str(tmp_path / "pool.csv")
     storage.put(pool, b"file,product\na.png,x\n")
@@ -127,9 +182,18 @@ def test_manifests_that_are_wrong(tmp_path) -> None:
     storage.put(pool, b"uri,product\na.png,x\nb.png,x\na.png,x\n")
     with pytest.raises(UserError, match=r"a\.png stands in it twice"):
         list(index_pool(pool))
+    storage.put(pool, b"uri,product\na.png,x\n./a.png,x\n")  # one place, spelt twice
+    with pytest.raises(UserError, match=r"a\.png stands in it twice"):
+        list(index_pool(pool))
+    storage.put(pool, b"uri,product\na.png,\n")
+    with pytest.raises(UserError, match="a row without a product"):
+        list(index_pool(pool))
+    put_parquet(str(tmp_path / "folder" / "m.parquet"), pa.table({"uri": ["a.png"], "product": ["x"]}))
+    with pytest.raises(UserError, match="name a manifest itself as the pool"):
+        list(index_pool(str(tmp_path / "folder")))
     storage.put(str(tmp_path / "x.parquet"), b"not parquet")
     with pytest.raises(UserError, match="not a Parquet file"):
         list(index_pool(str(tmp_path / "x.parquet")))
     put_parquet(str(tmp_path / "x.parquet"), pa.table({"pixels": [1]}))
-    with pytest.raises(UserError, match="neither a `uri` nor an `image` column"):
+    with pytest.raises(UserError, match="no `image` column among"):
         list(index_pool(str(tmp_path / "x.parquet")))

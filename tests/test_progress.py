@@ -6,8 +6,11 @@ from raygen.generate.progress import Progress, duration, progress_line, size
 
 
 def test_the_line() -> None:
-    line = progress_line(done=4096, num_samples=9536, rejects=3, rate=208)
-    assert line == "4,096 of 9,536 samples (42 %) · 208 images/s · 3 rejects · 26 s left"
+    line = progress_line(done=4096, num_samples=9536, rejects=32, rate=208)
+    assert line == "4,096 of 9,536 samples (43 %) · 208 images/s · 32 rejected · 26 s left"
+    assert progress_line(90, 100, rejects=10, rate=5).endswith(
+        "(100 %) · 5 images/s · 10 rejected · 0 s left"
+    )
     assert progress_line(0, 100, 0, 0).endswith("starting")
 
 
@@ -21,8 +24,8 @@ def test_a_log_gets_lines_and_a_terminal_one_that_moves() -> None:
         progress.interval = 0
         progress.add(20, 2)
         progress.close()
-        assert "60 of 100 samples (60 %)" in stream.getvalue()
-        assert "3 rejects" in stream.getvalue()
+        assert "60 of 100 samples (63 %)" in stream.getvalue()
+        assert "3 rejected" in stream.getvalue()
         assert stream.getvalue().count(mark) == 2
         assert progress.rate() > 0
 

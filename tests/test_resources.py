@@ -8,7 +8,7 @@ from raygen.generate.resources import Resources, plan_resources
 
 
 def plan(cpus: float, gpus: float = 0, shards: int = 1000, **wishes) -> Resources:
-    return plan_resources(ComputeConfig(**wishes), {"CPU": cpus, "GPU": gpus}, shards)
+    return plan_resources(ComputeConfig(**wishes), [{"CPU": cpus, "GPU": gpus}], shards)
 
 
 def test_defaults_use_the_cluster_and_leave_room() -> None:
@@ -31,19 +31,30 @@ def test_no_more_actors_than_shards() -> None:
         (2, 0, {"num_actors": 1, "cpus_per_actor": 2}),
         (1, 0, {"num_actors": 1, "cpus_per_actor": 1}),
         (8, 8, {}),
+        (8, 4, {"num_actors": 5, "gpus_per_actor": 0.75}),  # a part of an actor's GPU does not lie on another
         (0, 0, {}),
     ],
 )
 def test_a_cluster_that_would_hang_is_refused(cpus: float, gpus: float, wishes: dict) -> None:
-    with pytest.raises(UserError, match=r"leave no room for a task.*lower compute\.num_actors"):
+    with pytest.raises(UserError, match=r"do not fit on the cluster.*lower compute\.num_actors"):
         plan(cpus, gpus, **wishes)
 
 
 def test_gpus_that_are_not_there_are_refused() -> None:
     with pytest.raises(UserError, match="the cluster has 0 GPUs; add a GPU node, or set 0"):
         plan(8, gpus_per_actor=1)
-    with pytest.raises(UserError, match="more than the cluster's 2"):
+    with pytest.raises(UserError, match="3 actors of 1 CPUs and 1 GPUs"):
         plan(8, gpus=2, num_actors=3)
+
+
+def test_actors_do_not_straddle_nodes() -> None:
+    small = [{"CPU": 4.0}] * 4
+    with pytest.raises(UserError, match="do not fit"):
+        plan_resources(ComputeConfig(num_actors=1, cpus_per_actor=8), small, 100)
+    gpus = [{"CPU": 32.0}, {"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}]
+    assert plan_resources(ComputeConfig(), gpus, 100) == Resources(8, 1, 1, 1)
+    assert plan_resources(ComputeConfig(gpus_per_actor=0.75), gpus, 100).num_actors == 8
+    assert Resources(8, 1, 1, 1).describe(3) == "8 actors of 1 GPU and 1 CPU, on 3 nodes"
 
 
 def test_readers_and_actors_never_ask_for_the_same() -> None:

@@ -40,7 +40,7 @@ def samples_of(output_uri: str, run: Run, shard: int, rejected: set[str]) -> pa.
     for normal in read_plan(output_uri, run, shard).to_pylist():
         sha256 = hashlib.sha256(normal["uri"].encode()).hexdigest()
         for request in run.requests if normal["uri"] not in rejected else ():
-            seed = sample_seed(sha256, run.checkpoint, request, run.identity["seed"])
+            seed = sample_seed(sha256, run.checkpoint, request, run.seed)
             name = sample_id(normal["uri"], seed)
             png = images.encode_png(rng.integers(0, 256, (32, 32, 1), dtype=np.uint8))
             row = {
@@ -108,11 +108,34 @@ def test_a_run_comes_back_as_written(folder_uri: str, layout: Layout) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_same_samples_give_the_same_bytes(tmp_path, layout: Layout) -> None:
     output_uri, _ = write_run(str(tmp_path), layout)
-    before = {entry.uri: storage.read(entry.uri) for entry in storage.list_files(f"{output_uri}/shards")}
+    before = contents(output_uri)
+    for shard in range(3):
+        storage.delete(f"{output_uri}/shards/{shard:05d}.json")
     write_run(str(tmp_path), layout)
-    assert before == {
-        entry.uri: storage.read(entry.uri) for entry in storage.list_files(f"{output_uri}/shards")
-    }
+    assert contents(output_uri) == before
+
+
+def contents(output_uri: str) -> dict[str, bytes]:
+    """Every file of a run's shards but the stats, which tell the time."""
+    listed = storage.list_files(f"{output_uri}/shards")
+    return {entry.uri: storage.read(entry.uri) for entry in listed if not entry.uri.endswith(".json")}
+
+
+def test_a_late_twin_leaves_a_done_shard_alone(tmp_path) -> None:
+    output_uri, _ = write_run(str(tmp_path))
+    [stats] = read_stats(output_uri, {0})
+    late = write_shard(
+        output_uri, "parquet", 0, 5, SAMPLE_SCHEMA.empty_table(), REJECT_SCHEMA.empty_table(), {}
+    )
+    assert late == stats
+    verify_run(output_uri, num_processes=1)
+
+
+def test_verify_finds_a_stray_png_among_the_samples(tmp_path) -> None:
+    output_uri, _ = write_run(str(tmp_path), "png")
+    storage.put(f"{output_uri}/shards/00000/other.png", b"x")
+    with pytest.raises(PromiseError, match="nobody knows"):
+        verify_run(output_uri, num_processes=1)
 
 
 def test_what_other_tools_find_in_each_layout(tmp_path) -> None:
@@ -148,17 +171,35 @@ def flip(uri: str) -> None:
     storage.put(uri, bytes(data))
 
 
+def plan_uri(output_uri: str) -> str:
+    return next(entry.uri for entry in storage.list_files(f"{output_uri}/plan"))
+
+
+def lose_plan(output_uri: str) -> None:
+    storage.delete(plan_uri(output_uri))
+
+
+def change_plan(output_uri: str) -> None:
+    flip(plan_uri(output_uri))
+
+
 def edit_manifest(output_uri: str, **changes) -> None:
     manifest = json.loads(storage.read(storage.join(output_uri, MANIFEST)))
     storage.put(storage.join(output_uri, MANIFEST), json.dumps({**manifest, **changes}).encode())
 
 
 DAMAGE = {
-    "a flipped bit": (lambda uri: flip(f"{uri}/shards/00001.parquet"), "SHA-256 differs"),
+    "a flipped bit": (lambda uri: flip(f"{uri}/shards/00001.parquet"), "its SHA-256 or its stats differ"),
     "a lost shard": (lambda uri: storage.delete(f"{uri}/shards/00001.parquet"), "missing"),
     "lost stats": (lambda uri: storage.delete(f"{uri}/shards/00001.json"), "shards marked done"),
+    "damaged stats": (lambda uri: storage.put(f"{uri}/shards/00001.json", b"{"), "damaged; delete it"),
+    "a damaged manifest": (lambda uri: storage.put(f"{uri}/manifest.json", b""), "damaged; delete it"),
     "lost rejects": (lambda uri: storage.delete(f"{uri}/rejects/00001.parquet"), "missing"),
-    "a stray file": (lambda uri: storage.put(f"{uri}/shards/00009.parquet", b"x"), "does not know"),
+    "changed rejects": (lambda uri: flip(f"{uri}/rejects/00001.parquet"), "SHA-256 differs"),
+    "a lost plan": (lambda uri: lose_plan(uri), "plan/.*: missing"),
+    "a changed plan": (lambda uri: change_plan(uri), "SHA-256 of the plan"),
+    "a stray file": (lambda uri: storage.put(f"{uri}/shards/00009.parquet", b"x"), "nobody knows"),
+    "a stray note": (lambda uri: storage.put(f"{uri}/shards/notes.json", b"x"), "nobody knows"),
     "a wrong total": (lambda uri: edit_manifest(uri, num_samples=45), "samples and rejects"),
     "another run's manifest": (lambda uri: edit_manifest(uri, run_id="0"), "run_id"),
 }
@@ -175,6 +216,7 @@ def test_verify_finds(tmp_path, what: str) -> None:
 
 def rewrite(output_uri: str, run: Run, samples: pa.Table) -> None:
     """Puts other samples into shard 0, with stats and a manifest that agree with them."""
+    storage.delete(f"{output_uri}/shards/00000.json")
     stats: ShardStats = write_shard(output_uri, "parquet", 0, 5, samples, REJECT_SCHEMA.empty_table(), {})
     write_manifest(output_uri, run.run_id, [stats, *read_stats(output_uri, {1, 2})])
 

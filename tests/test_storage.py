@@ -1,6 +1,8 @@
 """Storage keeps the same promises on a local folder and on S3."""
 
 import io
+import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -96,6 +98,27 @@ def test_users_errors_are_one_clear_line(s3_server: None, tmp_path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match="check the path"):
         storage.put(str(tmp_path / "file" / "below"), b"")
+
+
+def test_storage_that_does_not_answer_is_told_from_one_that_says_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body cut short, and nobody there at all: errors that time may mend, for Ray Data to try again."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
+        monkeypatch.setattr(storage, "_client", storage._create_client.__wrapped__)
+
+        def cut() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nETag: "e"\r\n\r\nonly this')
+
+        thread = threading.Thread(target=cut)
+        thread.start()
+        with pytest.raises(storage.StorageUnavailableError, match="s3://bucket/key"):
+            storage.read("s3://bucket/key")
+        thread.join()
 
 
 def test_a_put_that_fails_leaves_nothing(tmp_path) -> None:

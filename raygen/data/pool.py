@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -35,14 +36,16 @@ def index_pool(pool_uri: str, product: str | None = None) -> Iterator[Normal]:
         UserError: a missing or empty pool, an image without a product, a manifest without its columns or with
             a URI that stands in it twice.
     """
-    if pool_uri.endswith(".csv"):
+    pool_uri = storage.normalize(pool_uri)
+    if pool_uri.lower().endswith(".csv"):
         normals = _index_manifest(pool_uri, _read_csv(pool_uri), product)
-    elif pool_uri.endswith(".parquet"):
+    elif pool_uri.lower().endswith(".parquet"):
         try:
             entry = storage.stat(pool_uri)
         except storage.ObjectMissingError:
             raise UserError(f"pool {pool_uri}: no such file") from None
-        normals = _index_parquet(entry, product)
+        manifest = _read_parquet_manifest(pool_uri)
+        normals = _index_manifest(pool_uri, manifest, product) if manifest else _index_images(entry, product)
     else:
         normals = _index_folder(pool_uri, product)
     empty = True
@@ -55,11 +58,11 @@ def index_pool(pool_uri: str, product: str | None = None) -> Iterator[Normal]:
 
 
 def _index_folder(pool_uri: str, product: str | None) -> Iterator[Normal]:
-    prefix = len(pool_uri.rstrip("/")) + 1
+    prefix = len(pool_uri) + 1
     for entry in storage.list_files(pool_uri):
         name = entry.uri.lower()
         if name.endswith(".parquet"):
-            yield from _index_parquet(entry, product)
+            yield from _index_images(entry, product)
         elif name.endswith(EXTENSIONS):
             folder, slash, _ = entry.uri[prefix:].partition("/")
             if not slash and product is None:
@@ -70,35 +73,72 @@ def _index_folder(pool_uri: str, product: str | None) -> Iterator[Normal]:
             yield Normal(entry.uri, product or folder, entry.size, entry.etag)
 
 
-def _index_parquet(entry: storage.Entry, product: str | None) -> Iterator[Normal]:
-    """Rows of a Parquet file: a manifest if it has a `uri` column, else images by their row number."""
-    with storage.open_input(entry.uri) as stream:
-        try:
-            file = pq.ParquetFile(stream)
-        except pa.ArrowException as error:
-            raise UserError(f"pool {entry.uri}: not a Parquet file ({error})") from None
+def _index_images(entry: storage.Entry, product: str | None) -> Iterator[Normal]:
+    """The rows of a Parquet file with an `image` column, by their numbers."""
+    with _open_parquet(entry.uri) as file:
         names = file.schema_arrow.names
-        if "uri" in names:
-            columns = [name for name in ("uri", "product") if name in names]
-            yield from _index_manifest(entry.uri, file.read(columns=columns), product)
-            return
         if "image" not in names:
-            raise UserError(f"pool {entry.uri}: neither a `uri` nor an `image` column among {names}")
+            raise UserError(
+                f"pool {entry.uri}: no `image` column among {names}; name a manifest itself as the pool"
+            )
         if "product" not in names and product is None:
             raise UserError(f"pool {entry.uri}: no `product` column; add one, or set product=…")
         row = 0
         for batch in file.iter_batches(columns=[] if product else ["product"]):
-            products = [product] * batch.num_rows if product else batch.column("product").to_pylist()
-            for name in products:
-                yield Normal(f"{entry.uri}#{row}", str(name), -1, entry.etag)
+            for name in _products(batch, product, entry.uri):
+                yield Normal(f"{entry.uri}#{row}", name, -1, entry.etag)
                 row += 1
 
 
+def _index_manifest(manifest_uri: str, table: pa.Table, product: str | None) -> Iterator[Normal]:
+    """A table with `uri`, `product` and, where reads shall be conditional, `etag`."""
+    if "uri" not in table.column_names or ("product" not in table.column_names and product is None):
+        raise UserError(f"pool {manifest_uri}: needs the columns uri and product, has {table.column_names}")
+    base_uri = manifest_uri.rpartition("/")[0] or "."
+    seen: set[str] = set()
+    for batch in table.to_batches():
+        etags = batch.column("etag").to_pylist() if "etag" in table.column_names else [None] * batch.num_rows
+        names = batch.column("uri").to_pylist()
+        for name, of, etag in zip(names, _products(batch, product, manifest_uri), etags, strict=True):
+            if not name:
+                raise UserError(f"pool {manifest_uri}: a row without a uri; drop it")
+            uri = storage.normalize(
+                name if "://" in name or name.startswith("/") else storage.join(base_uri, name)
+            )
+            if uri in seen:
+                raise UserError(f"pool {manifest_uri}: {uri} stands in it twice; keep one row per normal")
+            seen.add(uri)
+            yield Normal(uri, of, -1, etag or None)
+
+
+def _products(batch: pa.RecordBatch, product: str | None, where: str) -> list[str]:
+    if product is not None:
+        return [product] * batch.num_rows
+    names = batch.column("product").to_pylist()
+    if not all(name is not None and str(name) for name in names):
+        raise UserError(
+            f"pool {where}: a row without a product; fill it in, or set product=… for the whole pool"
+        )
+    return [str(name) for name in names]
+
+
+def _read_parquet_manifest(uri: str) -> pa.Table | None:
+    """The manifest in a Parquet file, or None for one of images."""
+    with _open_parquet(uri) as file:
+        names = file.schema_arrow.names
+        return (
+            file.read([name for name in ("uri", "product", "etag") if name in names])
+            if "uri" in names
+            else None
+        )
+
+
 def _read_csv(uri: str) -> pa.Table:
+    as_written = {name: pa.string() for name in ("uri", "product", "etag")}  # 007 is a name, not a number
     try:
         with storage.open_input(uri) as file:
             return pyarrow.csv.read_csv(
-                file, convert_options=pyarrow.csv.ConvertOptions(column_types={"product": pa.string()})
+                file, convert_options=pyarrow.csv.ConvertOptions(column_types=as_written)
             )
     except storage.ObjectMissingError:
         raise UserError(f"pool {uri}: no such file") from None
@@ -106,20 +146,14 @@ def _read_csv(uri: str) -> pa.Table:
         raise UserError(f"pool {uri}: not a CSV file ({error})") from None
 
 
-def _index_manifest(manifest_uri: str, table: pa.Table, product: str | None) -> Iterator[Normal]:
-    if "uri" not in table.column_names or ("product" not in table.column_names and product is None):
-        raise UserError(f"pool {manifest_uri}: needs the columns uri and product, has {table.column_names}")
-    counts = table.column("uri").value_counts()
-    if len(counts) < table.num_rows:
-        uri = next(count["values"] for count in counts.to_pylist() if count["counts"] > 1)
-        raise UserError(f"pool {manifest_uri}: {uri} stands in it twice; keep one row per normal")
-    base_uri = manifest_uri.rpartition("/")[0]
-    for batch in table.to_batches():
-        uris = batch.column("uri").to_pylist()
-        products = [product] * len(uris) if product else batch.column("product").to_pylist()
-        for uri, name in zip(uris, products, strict=True):
-            absolute = uri if "://" in uri or uri.startswith("/") else storage.join(base_uri or ".", uri)
-            yield Normal(absolute, str(name), -1, None)
+@contextmanager
+def _open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
+    with storage.open_input(uri) as stream:
+        try:
+            file = pq.ParquetFile(stream)
+        except pa.ArrowException as error:
+            raise UserError(f"pool {uri}: not a Parquet file ({error})") from None
+        yield file
 
 
 class RawNormal(NamedTuple):
@@ -138,7 +172,7 @@ def read_normals(uris: Sequence[str], etags: Sequence[str | None], num_threads: 
     """
     files: dict[str, list[int]] = {}  # Parquet file -> the rows wanted of it
     for uri in uris:
-        if _PARQUET_ROW in uri:
+        if _is_row(uri):
             file_uri, _, row = uri.rpartition("#")
             files.setdefault(file_uri, []).append(int(row))
     if files:
@@ -152,46 +186,71 @@ def read_normals(uris: Sequence[str], etags: Sequence[str | None], num_threads: 
             yield images[uri] if uri in images else _read_file(uri, etag)
         return
     with ThreadPoolExecutor(num_threads) as threads:
-        yield from threads.map(_read_file, uris, etags)
+        window = 4 * num_threads  # not all at once: photographs are large, and are decoded one by one
+        for start in range(0, len(uris), window):
+            part = slice(start, start + window)
+            yield from threads.map(_read_file, uris[part], etags[part])
 
 
-_PARQUET_ROW = ".parquet#"
+def _is_row(uri: str) -> bool:
+    return ".parquet#" in uri.lower()
 
 
 def _read_file(uri: str, etag: str | None) -> RawNormal:
     try:
         data = storage.read(uri, etag)
     except storage.ObjectMissingError:
-        return _unreadable("missing", "no such object any more")
+        return _failed("missing", "no such object any more")
     except storage.ObjectChangedError:
-        return _unreadable("changed", f"its etag is not {etag} any more")
+        return _failed("changed", f"its etag is not {etag} any more")
+    except storage.StorageUnavailableError:
+        raise
+    except UserError as error:
+        return _failed("unreadable", str(error))
     return RawNormal(data, hashlib.sha256(data).hexdigest(), None)
 
 
 def _read_rows(file_uri: str, etag: str | None, rows: list[int]) -> Iterator[tuple[int, RawNormal]]:
     """Images in the `image` column (bytes, or a struct with `bytes`) of a Parquet file; each row group that
-    holds one is read once."""
+    holds one is read once, in batches."""
+    found: dict[int, RawNormal] = {}
+    failure = _failed("missing", "no such row")
     try:
         if etag and storage.stat(file_uri).etag != etag:
-            yield from (
-                (row, _unreadable("changed", f"its file's etag is not {etag} any more")) for row in rows
-            )
-            return
-        with storage.open_input(file_uri) as stream, pq.ParquetFile(stream) as file:
-            first = 0
-            for group in range(file.num_row_groups):
-                num_rows = file.metadata.row_group(group).num_rows
-                wanted = [row for row in rows if first <= row < first + num_rows]
-                if wanted:
-                    column = file.read_row_group(group, columns=["image"])["image"]
-                    for row in wanted:
-                        image: Any = column[row - first].as_py()
-                        data: bytes = (image["bytes"] if isinstance(image, dict) else image) or b""
-                        yield row, RawNormal(data, hashlib.sha256(data).hexdigest(), None)
-                first += num_rows
+            failure = _failed("changed", f"its file's etag is not {etag} any more")
+        else:
+            found.update(_scan(file_uri, set(rows)))
     except storage.ObjectMissingError:
-        yield from ((row, _unreadable("missing", "no such file any more")) for row in rows)
+        failure = _failed("missing", "no such file any more")
+    except storage.StorageUnavailableError:
+        raise
+    except (UserError, pa.ArrowException) as error:
+        failure = _failed("unreadable", str(error))
+    for row in rows:
+        yield row, found.get(row, failure)
 
 
-def _unreadable(reason: str, detail: str) -> RawNormal:
+def _scan(file_uri: str, rows: set[int]) -> Iterator[tuple[int, RawNormal]]:
+    with _open_parquet(file_uri) as file:
+        first = 0
+        for group in range(file.num_row_groups):
+            end = first + file.metadata.row_group(group).num_rows
+            if any(first <= row < end for row in rows):
+                row = first
+                for batch in file.iter_batches(batch_size=64, row_groups=[group], columns=["image"]):
+                    for scalar in batch.column("image"):
+                        if row in rows:
+                            yield row, _raw(scalar.as_py())
+                        row += 1
+            first = end
+
+
+def _raw(image: Any) -> RawNormal:
+    data = image.get("bytes") if isinstance(image, dict) else image
+    if not isinstance(data, bytes | None):
+        return _failed("unreadable", f"its `image` column holds {type(data).__name__}, not bytes")
+    return RawNormal(data or b"", hashlib.sha256(data or b"").hexdigest(), None)
+
+
+def _failed(reason: str, detail: str) -> RawNormal:
     return RawNormal(None, "", BadImageError(reason, detail))

@@ -77,14 +77,18 @@ class DTGANGenerator:
 
         try:
             sizes = DTGANConfig(**checkpoint.config.model)
-            generator, mapping = Generator(sizes), MappingNetwork(sizes)
-            weights = checkpoint.tensors(GENERATOR)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{checkpoint.uri}: its sizes are not DT-GAN's ({error})") from None
+        generator, mapping = Generator(sizes), MappingNetwork(sizes)
+        weights = checkpoint.tensors(GENERATOR)
+        try:
             for prefix, network in (("generator.", generator), ("mapping.", mapping)):
                 network.load_state_dict(
                     {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
                 )
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{checkpoint.uri}: its weights do not fit its sizes ({error})") from None
+        except RuntimeError as error:
+            first_line = str(error).splitlines()[0]
+            raise UserError(f"{checkpoint.uri}: its weights do not fit its sizes ({first_line})") from None
         self.latent_dim = sizes.latent_dim
         self.mapping = mapping.eval().to(self.device)
         self.folded = FoldedGenerator(generator.eval()).to(self.device)
@@ -108,6 +112,7 @@ class DTGANGenerator:
             x = images.to_model(torch.from_numpy(self._pad(normals[rows])).to(self.device))  # (M, C, H, W)
             with self._autocast():
                 background = self.folded.background(x)  # (M, C, H, W)
+            made: list[torch.Tensor] = []
             for column, request in enumerate(requests):
                 wanted = seeds[rows, column]
                 if request.mode == "latent":
@@ -116,8 +121,8 @@ class DTGANGenerator:
                     chosen = self._choose_references(wanted, request.defect_type)  # (num_rows,)
                     reference[rows, column] = chosen
                     layer = self.reference_layers[torch.from_numpy(self._pad(chosen)).to(self.device)]
-                made = images.from_model(background + layer)  # (M, H, W, C)
-                pixels[rows, column] = made[:num_rows].cpu().numpy()
+                made.append(images.from_model(background + layer))  # (M, H, W, C)
+            pixels[rows] = torch.stack(made, dim=1)[:num_rows].cpu().numpy()  # one wait for the device
         return Generated(pixels, reference)
 
     def _latent_layer(self, seeds: np.ndarray, defect_type: str) -> torch.Tensor:

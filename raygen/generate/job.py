@@ -4,7 +4,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ from raygen.checkpoint import Checkpoint, load_checkpoint
 from raygen.config import GenerateConfig
 from raygen.data.pool import RawNormal, index_pool, read_normals
 from raygen.errors import UserError
-from raygen.generate.plan import Run, draft_run, open_run, unseen_products
+from raygen.generate.plan import Run, draft_run, open_run, read_run, refuse_another, unseen_products
 from raygen.generate.progress import duration, size
-from raygen.generate.shards import Manifest, read_manifest, write_manifest
+from raygen.generate.shards import Manifest, done_shards, read_manifest, write_manifest
 from raygen.generate.sheet import contact_sheet
 from raygen.records import sample_seed
 
@@ -39,6 +40,7 @@ def generate(config: GenerateConfig, say: Callable[[str], None] = print) -> Mani
     checkpoint = load_checkpoint(config.checkpoint)
     manifest = read_manifest(config.output)
     if manifest is None:
+        say(f"indexing {config.pool} …")
         _check_writable(config.output)
     run = open_run(config, checkpoint)
     _say_what(config, run, checkpoint, say)
@@ -49,7 +51,7 @@ def generate(config: GenerateConfig, say: Callable[[str], None] = print) -> Mani
     from raygen.generate import on_ray  # here, so that a refusal or a no-op costs no start of Ray
 
     with on_ray.connected():
-        stats = on_ray.run_shards(config, run, checkpoint)
+        stats = on_ray.run_shards(config, run, checkpoint, say)
     storage.put(storage.join(config.output, CONTACT_SHEET), contact_sheet(config, run, stats))
     manifest = write_manifest(config.output, run.run_id, stats)
     _say_result(config, manifest, time.monotonic() - started, say)
@@ -59,11 +61,20 @@ def generate(config: GenerateConfig, say: Callable[[str], None] = print) -> Mani
 def dry_run(config: GenerateConfig, say: Callable[[str], None] = print) -> None:
     """Says what `generate` would do, how much it would write and how long it would take; writes nothing."""
     checkpoint = load_checkpoint(config.checkpoint)
-    with tempfile.TemporaryDirectory() as folder:
-        run = draft_run(config, checkpoint, Path(folder) / "plan.parquet")
     say(config.model_dump_json(indent=2))
+    run = read_run(config.output)
+    if run is None:
+        with tempfile.TemporaryDirectory() as folder:
+            run = draft_run(config, checkpoint, Path(folder) / "plan.parquet")
+    else:
+        refuse_another(run, config, checkpoint.digest)
+        say(f"{config.output} holds this run: {len(done_shards(config.output)):,} of its shards are done")
     _say_what(config, run, checkpoint, say)
-    seconds, num_bytes = _price_of_a_normal(config, run, checkpoint)
+    price = _price_of_a_normal(config, run, checkpoint)
+    if price is None:
+        say("none of the first files is a usable image: no estimate")
+        return
+    seconds, num_bytes = price
     total = sum(seconds.values()) * run.num_normals
     cores = os.cpu_count() or 1
     stages = ", ".join(f"{stage} {1000 * value:.1f} ms" for stage, value in seconds.items())
@@ -85,9 +96,10 @@ def _check_writable(output_uri: str) -> None:
     probe = storage.join(output_uri, ".raygen-may-write")
     try:
         storage.put(probe, b"")
-        storage.delete(probe)
     except UserError as error:
         raise UserError(f"output: {error}") from None
+    with suppress(UserError):  # who may write need not be allowed to delete, and the probe is hidden
+        storage.delete(probe)
 
 
 def _say_what(config: GenerateConfig, run: Run, checkpoint: Checkpoint, say: Callable[[str], None]) -> None:
@@ -109,17 +121,24 @@ def _say_what(config: GenerateConfig, run: Run, checkpoint: Checkpoint, say: Cal
 def _say_result(
     config: GenerateConfig, manifest: Manifest, seconds: float, say: Callable[[str], None]
 ) -> None:
-    products = ", ".join(f"{name} {count:,}" for name, count in manifest.products.items())
-    say(f"{manifest.num_samples:,} samples ({products}), {size(manifest.num_bytes)}, in {duration(seconds)}")
+    made = f"{manifest.num_samples:,} samples ({_counts(manifest.products)})"
+    say(f"{made}, {size(manifest.num_bytes)}, in {duration(seconds)}")
     for reason, count in manifest.rejects.items():
         say(f"{count:,} normals rejected: {reason} ({images.REASONS[reason]})")
     say(f"look at {storage.join(config.output, CONTACT_SHEET)}")
 
 
+def _counts(products: Mapping[str, int]) -> str:
+    """`metal 40, fabric 40`; of very many the first, and how many more."""
+    some = [f"{name} {count:,}" for name, count in list(products.items())[:8]]
+    more = len(products) - len(some)
+    return ", ".join(some) + (f" and {more:,} more products" if more else "")
+
+
 def _price_of_a_normal(
     config: GenerateConfig, run: Run, checkpoint: Checkpoint
-) -> tuple[dict[str, float], float]:
-    """Median seconds by stage and mean bytes of one normal, measured on a few of the pool."""
+) -> tuple[dict[str, float], float] | None:
+    """Median seconds by stage and mean bytes of one normal, measured on the pool's first few."""
     from raygen.generate.generators import load_generator
 
     sample = [
@@ -131,7 +150,7 @@ def _price_of_a_normal(
     decoded = [pixels for raw in raws if (pixels := _try_decode(raw, config, run)) is not None]
     read = (time.perf_counter() - started) / len(sample)
     if not decoded:
-        raise UserError(f"pool {config.pool}: none of its first {len(sample)} files is a usable image")
+        return None
     normals = np.stack(decoded)
     seeds = np.array(
         [

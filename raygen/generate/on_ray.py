@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayTaskError
 from ray.util import metrics
 
 from raygen import images, storage
@@ -73,7 +74,6 @@ def connected() -> Iterator[None]:
         ray.init(
             address="local",
             include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
             logging_level=logging.WARNING,
         )
     try:
@@ -82,10 +82,9 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
-_OBJECT_STORE_BYTES = 1_000_000_000  # Ray Data holds back its readers when half of it is full
-
-
-def run_shards(config: GenerateConfig, run: Run, checkpoint: Checkpoint) -> list[shards.ShardStats]:
+def run_shards(
+    config: GenerateConfig, run: Run, checkpoint: Checkpoint, say: Callable[[str], None] = print
+) -> list[shards.ShardStats]:
     """Makes the shards of a run that are not done yet; returns the stats of all.
 
     Needs a running Ray. Whatever ends it, the shards that are done stay, and another call makes the rest.
@@ -101,14 +100,21 @@ def run_shards(config: GenerateConfig, run: Run, checkpoint: Checkpoint) -> list
     _check_rejects(rejects, config, run)
     if not pending:
         return stats
-    progress = Progress(run.num_samples, sum(shard.num_samples for shard in stats), rejects.total())
-    resources = plan_resources(config.compute, ray.cluster_resources(), len(pending))
+    done_before = sum(shard.num_samples for shard in stats)
+    progress = Progress(run.num_samples, done_before, rejects.total() * len(run.requests))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    resources = plan_resources(config.compute, nodes, len(pending))
+    say(f"{len(pending):,} of {run.num_shards:,} shards to do: {resources.describe(len(nodes))}")
     try:
         for finished in _stream(config, run, checkpoint, pending, resources):
             stats.append(finished)
             rejects.update(finished.rejects)
-            progress.add(finished.num_samples, finished.num_rejects)
+            progress.add(finished.num_samples, finished.num_rejects * len(run.requests))
             _check_rejects(rejects, config, run)
+    except RayTaskError as error:
+        if isinstance(error.cause, storage.StorageUnavailableError):  # still, after all retries
+            raise UserError(str(error.cause).splitlines()[0]) from None
+        raise
     finally:
         progress.close()
     return sorted(stats, key=lambda shard: shard.shard)
@@ -121,10 +127,23 @@ def _stream(
     context = DataContext.get_current()
     context.enable_progress_bars = False  # ours counts samples
     context.raise_original_map_exception = True
+    context.retried_map_errors = [storage.StorageUnavailableError.__name__]
+    context.max_map_retries = 8  # with pauses that grow to half a minute: some two minutes in all
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr:
-            handler.setLevel(logging.ERROR)  # the rest stands in the session's own log files
-    dataset = (
+            handler.setLevel(logging.WARNING)  # the rest stands in the session's own log files
+            handler.addFilter(lambda record: not record.getMessage().startswith("Progress bars disabled"))
+    for row in chain(config, run, checkpoint, pending, resources).iter_rows():
+        if row.get("error"):
+            raise UserError(row["error"])
+        yield shards.ShardStats.model_validate_json(row["stats"])
+
+
+def chain(
+    config: GenerateConfig, run: Run, checkpoint: Checkpoint, pending: list[int], resources: Resources
+) -> ray.data.Dataset:
+    """The dataset of the pending shards, lazily: shard numbers in, `stats` (or `error`) out."""
+    return (
         ray.data.from_items([{"shard": shard} for shard in pending], override_num_blocks=len(pending))
         .map_batches(
             read_shard,  # pyright: ignore[reportArgumentType] it does not know of fn_kwargs
@@ -150,10 +169,6 @@ def _stream(
             num_cpus=resources.cpus_per_task,
         )
     )
-    for row in dataset.iter_rows():
-        if row.get("error"):
-            raise UserError(row["error"])
-        yield shards.ShardStats.model_validate_json(row["stats"])
 
 
 def _check_rejects(rejects: Counter[str], config: GenerateConfig, run: Run) -> None:
@@ -183,6 +198,8 @@ def tells(stage: Stage[P]) -> Stage[P]:
             return batch
         try:
             return stage(batch, *args, **kwargs)
+        except storage.StorageUnavailableError:
+            raise  # for Ray Data to try again
         except UserError as error:
             return pa.table({"error": [str(error)]})
 
@@ -286,10 +303,10 @@ def write_shard(batch: pa.Table, config: GenerateConfig, run: Run) -> pa.Table:
     started = time.perf_counter()
     shard = _unpack(batch)
     rows: list[dict[str, Any]] = []
-    for normal in shard.tables["generated"].to_pylist():
-        pixels = np.frombuffer(normal["pixels"], np.uint8).reshape(
-            len(run.requests), run.image_size, run.image_size, run.channels
-        )
+    generated = shard.tables["generated"]
+    shape = (len(run.requests), run.image_size, run.image_size, run.channels)
+    for normal, buffer in zip(generated.drop("pixels").to_pylist(), generated["pixels"], strict=True):
+        pixels = np.frombuffer(buffer.as_buffer(), np.uint8).reshape(shape)
         for request, seed, reference, image in zip(
             run.requests, normal["seeds"], normal["references"], pixels, strict=True
         ):
@@ -320,7 +337,7 @@ def write_shard(batch: pa.Table, config: GenerateConfig, run: Run) -> pa.Table:
         num_normals=shard.tables["generated"].num_rows + shard.tables["rejects"].num_rows,
         samples=pa.Table.from_pylist(rows, SAMPLE_SCHEMA),
         rejects=shard.tables["rejects"],
-        seconds={**shard.seconds, "write": time.perf_counter() - started},
+        seconds={**shard.seconds, "encode": time.perf_counter() - started},
     )
     _count(stats)
     return pa.table({"stats": [stats.model_dump_json()]})
@@ -368,7 +385,7 @@ def _unpack(batch: pa.Table) -> _Shard:
     """The inverse of _row; copies no pixels."""
     assert batch.num_rows == 1, "one shard is one row"
     tables = {
-        name: pa.Table.from_struct_array(batch[name].combine_chunks().flatten())
+        name: pa.Table.from_struct_array(batch[name].chunk(0).flatten())
         for name in batch.column_names
         if name not in ("shard", "seconds")
     }

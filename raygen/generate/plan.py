@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from raygen import storage
+from raygen import __version__, storage
 from raygen.checkpoint import Checkpoint
 from raygen.config import GenerateConfig, Layout
 from raygen.data.pool import Normal, index_pool
@@ -36,7 +36,7 @@ class Run(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     run_id: str  # a digest of identity, checkpoint and plan: the same in whatever folder
-    identity: dict[str, Any]  # the part of the config that decides the samples
+    config: dict[str, Any]  # as resolved when the run began
     checkpoint: str  # its digest
     image_size: int
     channels: int
@@ -54,7 +54,11 @@ class Run(BaseModel):
 
     @property
     def layout(self) -> Layout:
-        return self.identity["layout"]
+        return self.config["layout"]
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
 
 
 def read_run(output_uri: str) -> Run | None:
@@ -82,18 +86,13 @@ def open_run(config: GenerateConfig, checkpoint: Checkpoint) -> Run:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "plan.parquet"
             run = draft_run(config, checkpoint, file)
-            if config.strict_products and (unseen := unseen_products(run, checkpoint)):
-                raise UserError(
-                    f"pool {config.pool}: {', '.join(unseen)}: not among the checkpoint's products "
-                    f"({', '.join(checkpoint.config.products)}); train on them, or set strict_products = false"
-                )
             with file.open("rb") as data:
                 storage.put(storage.join(config.output, run.plan), data)
         if storage.put_if_absent(storage.join(config.output, RUN), run.model_dump_json(indent=2).encode()):
             return run
         run = read_run(config.output)  # another job began it in the meantime
         assert run is not None
-    _refuse_another(run, config, checkpoint.digest)
+    refuse_another(run, config, checkpoint.digest)
     return run
 
 
@@ -118,11 +117,11 @@ def draft_run(config: GenerateConfig, checkpoint: Checkpoint, plan_file: Path) -
             num_shards = shard + 1
     with plan_file.open("rb") as file:
         fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
-    return Run(
+    run = Run(
         run_id=digest(
             json.dumps(config.identity(), sort_keys=True), checkpoint.digest, fingerprint, num_bytes=8
         ),
-        identity=config.identity(),
+        config=config.model_dump(mode="json"),
         checkpoint=checkpoint.digest,
         image_size=image_size,
         channels=channels,
@@ -131,8 +130,14 @@ def draft_run(config: GenerateConfig, checkpoint: Checkpoint, plan_file: Path) -
         num_normals=products.total(),
         num_shards=num_shards,
         products=dict(sorted(products.items())),
-        versions={name: version(name) for name in ("raygen", "numpy", "pillow", "pyarrow", "torch")},
+        versions=versions(),
     )
+    if config.strict_products and (unseen := unseen_products(run, checkpoint)):
+        raise UserError(
+            f"pool {config.pool}: {', '.join(unseen)}: not among the checkpoint's products "
+            f"({', '.join(checkpoint.config.products)}); train on them, or set strict_products = false"
+        )
+    return run
 
 
 def choose_requests(config: GenerateConfig, checkpoint: Checkpoint) -> tuple[SampleRequest, ...]:
@@ -161,6 +166,13 @@ def unseen_products(run: Run, checkpoint: Checkpoint) -> list[str]:
     return [name for name in run.products if name.casefold() not in seen] if seen else []
 
 
+def versions() -> dict[str, str]:
+    """Of what decides the last bit of a sample and of a shard. raygen's own is that of this very code: a job
+    brings it along, whatever the cluster's image has installed."""
+    packages = ("numpy", "pillow", "pyarrow", "torch")
+    return {"raygen": __version__, **{name: version(name) for name in packages}}
+
+
 def read_plan(output_uri: str, run: Run, shard: int) -> pa.Table:
     """The plan's rows of one shard, in PLAN_SCHEMA: one row group of the frozen plan."""
     uri = storage.join(output_uri, run.plan)
@@ -175,11 +187,11 @@ def _footer(uri: str) -> pq.FileMetaData:
         return pq.read_metadata(stream)
 
 
-def _refuse_another(run: Run, config: GenerateConfig, checkpoint: str) -> None:
+def refuse_another(run: Run, config: GenerateConfig, checkpoint: str) -> None:
     """Raises UserError unless the run in the folder is the one that the config asks for."""
     wanted = {**config.identity(), "checkpoint": checkpoint}
-    found = {**run.identity, "checkpoint": run.checkpoint}
-    for key in sorted(wanted.keys() | found.keys()):
+    found = {**run.config, "checkpoint": run.checkpoint}
+    for key in sorted(wanted):
         if wanted.get(key) != found.get(key):
             raise UserError(
                 f"{config.output} holds another run: its {key} is {found.get(key)!r}, not {wanted.get(key)!r}; "

@@ -10,7 +10,8 @@ class Progress:
 
     Args:
         num_samples: of the whole run.
-        done: samples and rejects that earlier attempts of this run left behind.
+        done: samples that earlier attempts of this run made.
+        rejects: samples that will not be made, of rejected normals.
         stream: where the line goes; redrawn in place if it is a terminal.
     """
 
@@ -50,10 +51,11 @@ class Progress:
 
 
 def progress_line(done: int, num_samples: int, rejects: int, rate: float) -> str:
-    """`4,096 of 9,536 samples (43 %) · 210 images/s · 3 rejects · 26 s left`"""
-    left = duration((num_samples - done) / rate) + " left" if rate > 0 else "starting"
-    share = 100 * done // num_samples if num_samples else 100
-    return f"{done:,} of {num_samples:,} samples ({share} %) · {rate:,.0f} images/s · {rejects:,} rejects · {left}"
+    """`4,096 of 9,536 samples (43 %) · 208 images/s · 12 rejected · 26 s left`"""
+    left = duration((num_samples - done - rejects) / rate) + " left" if rate > 0 else "starting"
+    share = 100 * (done + rejects) // num_samples if num_samples else 100
+    made = f"{done:,} of {num_samples:,} samples ({share} %)"
+    return f"{made} · {rate:,.0f} images/s · {rejects:,} rejected · {left}"
 
 
 def duration(seconds: float) -> str:

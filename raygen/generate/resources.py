@@ -1,7 +1,7 @@
 """Who gets how many CPUs and GPUs: settled before the chain starts, since Ray Data waits in silence for ever
 when its actors leave no CPU for its tasks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from raygen.config import ComputeConfig
@@ -16,19 +16,27 @@ class Resources(NamedTuple):
     gpus_per_actor: float
     cpus_per_task: float
 
+    def describe(self, num_nodes: int) -> str:
+        """`8 actors of 1 GPU and 1 CPU, on 2 nodes`"""
+        gpus = f"{self.gpus_per_actor:g} GPU and " if self.gpus_per_actor else "no GPU and "
+        nodes = f"{num_nodes} node" + ("s" if num_nodes > 1 else "")
+        return f"{self.num_actors} actors of {gpus}{self.cpus_per_actor:g} CPU, on {nodes}"
 
-def plan_resources(compute: ComputeConfig, cluster: Mapping[str, float], num_shards: int) -> Resources:
+
+def plan_resources(
+    compute: ComputeConfig, nodes: Sequence[Mapping[str, float]], num_shards: int
+) -> Resources:
     """Fills in what the recipe leaves open.
 
     Args:
         compute: the recipe's wishes.
-        cluster: `ray.cluster_resources()`.
+        nodes: each living node's resources, as `ray.nodes()` tells them.
         num_shards: shards to do; more actors would be idle.
 
     Raises:
         UserError: actors and one task do not fit together.
     """
-    cpus, gpus = cluster.get("CPU", 0.0), cluster.get("GPU", 0.0)
+    cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
     gpus_per_actor = compute.gpus_per_actor
     if gpus_per_actor is None:
         gpus_per_actor = 1.0 if gpus else 0.0
@@ -40,18 +48,27 @@ def plan_resources(compute: ComputeConfig, cluster: Mapping[str, float], num_sha
     on_gpu = gpus_per_actor > 0
     cpus_per_actor = compute.cpus_per_actor or (1.0 if on_gpu else 0.75)
     cpus_per_task = compute.cpus_per_task or (1.0 if on_gpu else 0.25)
-    num_actors = compute.num_actors or max(1, int(gpus / gpus_per_actor if on_gpu else cpus))
-    num_actors = min(num_actors, max(num_shards, 1))
-    needed = num_actors * cpus_per_actor + cpus_per_task
-    if needed > cpus:
-        raise UserError(
-            f"{num_actors} actors × {cpus_per_actor:g} CPUs leave no room for a task of {cpus_per_task:g} on a "
-            f"cluster of {cpus:g} CPUs; lower compute.num_actors, cpus_per_actor or cpus_per_task"
+
+    def room(node: Mapping[str, float]) -> int:
+        """How many actors one node can hold: they do not straddle nodes, nor parts of them GPUs."""
+        by_cpu = int(node.get("CPU", 0.0) / cpus_per_actor)
+        if not on_gpu:
+            return by_cpu
+        num_gpus = node.get("GPU", 0.0)
+        by_gpu = (
+            int(num_gpus) * int(1 / gpus_per_actor) if gpus_per_actor < 1 else int(num_gpus / gpus_per_actor)
         )
-    if num_actors * gpus_per_actor > gpus:
+        return min(by_cpu, by_gpu)
+
+    most = sum(map(room, nodes))
+    wanted = compute.num_actors or max(1, most if on_gpu else int(cpus))
+    num_actors = min(wanted, max(num_shards, 1))
+    if num_actors > most or num_actors * cpus_per_actor + cpus_per_task > cpus:
+        gpu_share = f" and {gpus_per_actor:g} GPUs" if on_gpu else ""
         raise UserError(
-            f"{num_actors} actors × {gpus_per_actor:g} GPUs are more than the cluster's {gpus:g}; "
-            "lower compute.num_actors"
+            f"{num_actors} actors of {cpus_per_actor:g} CPUs{gpu_share}, and a task of {cpus_per_task:g} CPUs, "
+            f"do not fit on the cluster's {len(nodes)} nodes ({cpus:g} CPUs, {gpus:g} GPUs); "
+            "lower compute.num_actors, cpus_per_actor or cpus_per_task"
         )
     if not on_gpu and cpus_per_actor == cpus_per_task:
         # Ray Data fuses neighbours of equal resources, and would read inside the actor.

@@ -4,7 +4,7 @@
     shards/00042.tar       layout "webdataset": {sample_id}.png and {sample_id}.json side by side
     shards/00042/          layout "png": {sample_id}.png, and metadata.parquet (SAMPLE_SCHEMA, paths for bytes)
     shards/00042.json      ShardStats: written last, it marks the shard done
-    rejects/00042.parquet  REJECT_SCHEMA, where there are any
+    rejects/00042.parquet  REJECT_SCHEMA, mostly empty
     manifest.json          Manifest: written when all shards are done; a run with one is complete
 
 The same samples give the same bytes, so that a retried or raced task changes nothing.
@@ -13,18 +13,22 @@ The same samples give the same bytes, so that a retried or raced task changes no
 import hashlib
 import io
 import json
+import re
 import tarfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, cast
+from functools import partial
+from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raygen import storage
 from raygen.config import Layout
+from raygen.errors import PromiseError
 from raygen.records import SAMPLE_SCHEMA
 
 MANIFEST = "manifest.json"
@@ -39,6 +43,7 @@ class ShardStats(BaseModel):
     shard: int
     file: str  # its name in the run folder; in the png layout its metadata.parquet
     sha256: str  # of that file, which itself holds the SHA-256 of every image
+    rejects_sha256: str  # of rejects/00042.parquet
     num_bytes: int  # of all the shard's files
     num_normals: int  # planned
     num_samples: int
@@ -76,6 +81,8 @@ def write_shard(
 ) -> ShardStats:
     """Writes a shard, then its rejects, then the stats that mark it done.
 
+    A shard that is done already is left as it is: a late twin of its task may have seen other inputs.
+
     Args:
         output_uri: the run folder.
         layout: the form of the shard.
@@ -83,16 +90,21 @@ def write_shard(
         num_normals: how many the plan gives it.
         samples: SAMPLE_SCHEMA, PNG bytes in `image.bytes`; may be empty.
         rejects: REJECT_SCHEMA; may be empty.
-        seconds: time spent by stage, for the stats.
+        seconds: time spent by earlier stages, for the stats.
     """
+    started = time.perf_counter()
+    if storage.exists(_stats_uri(output_uri, shard)):
+        return _read_stats(output_uri, shard)
     name, data, num_bytes = _WRITERS[layout](output_uri, f"shards/{shard:05d}", samples)
     storage.put(storage.join(output_uri, name), data)
-    if rejects.num_rows:
-        storage.put(storage.join(output_uri, f"rejects/{shard:05d}.parquet"), _parquet_bytes(rejects))
+    rejects_data = _parquet_bytes(rejects)
+    storage.put(_rejects_uri(output_uri, shard), rejects_data)
+    seconds = {**seconds, "write": time.perf_counter() - started}
     stats = ShardStats(
         shard=shard,
         file=name,
         sha256=hashlib.sha256(data).hexdigest(),
+        rejects_sha256=hashlib.sha256(rejects_data).hexdigest(),
         num_bytes=num_bytes + len(data),
         num_normals=num_normals,
         num_samples=samples.num_rows,
@@ -106,18 +118,15 @@ def write_shard(
 
 def done_shards(output_uri: str) -> set[int]:
     """The numbers of the shards that are done, by one listing."""
-    names = (entry.uri.rpartition("/")[2] for entry in storage.list_files(storage.join(output_uri, "shards")))
-    return {int(name.removesuffix(".json")) for name in names if name.endswith(".json")}
+    listed = storage.list_files(storage.join(output_uri, "shards"), deep=False)
+    names = (entry.uri.rpartition("/")[2] for entry in listed)
+    return {int(name.removesuffix(".json")) for name in names if re.fullmatch(r"\d{5,}\.json", name)}
 
 
 def read_stats(output_uri: str, shards: set[int], num_threads: int = 16) -> list[ShardStats]:
     """The stats of done shards, in order."""
-
-    def read_one(shard: int) -> ShardStats:
-        return ShardStats.model_validate_json(storage.read(_stats_uri(output_uri, shard)))
-
     with ThreadPoolExecutor(num_threads) as threads:
-        return list(threads.map(read_one, sorted(shards)))
+        return list(threads.map(partial(_read_stats, output_uri), sorted(shards)))
 
 
 def read_shard(output_uri: str, stats: ShardStats) -> pa.Table:
@@ -136,10 +145,16 @@ def read_shard(output_uri: str, stats: ShardStats) -> pa.Table:
 
 
 def read_rejects(output_uri: str, stats: ShardStats) -> pa.Table:
-    """A shard's rejects in REJECT_SCHEMA; only for a shard that has some."""
-    return pq.read_table(
-        io.BytesIO(storage.read(storage.join(output_uri, f"rejects/{stats.shard:05d}.parquet")))
-    )
+    """A shard's rejects in REJECT_SCHEMA.
+
+    Raises:
+        PromiseError: the file is not the one that was written.
+    """
+    uri = _rejects_uri(output_uri, stats.shard)
+    data = storage.read(uri)
+    if hashlib.sha256(data).hexdigest() != stats.rejects_sha256:
+        raise PromiseError(f"{uri}: its SHA-256 differs from the one in the stats")
+    return pq.read_table(io.BytesIO(data))
 
 
 def write_manifest(output_uri: str, run_id: str, stats: list[ShardStats]) -> Manifest:
@@ -163,10 +178,30 @@ def write_manifest(output_uri: str, run_id: str, stats: list[ShardStats]) -> Man
 
 def read_manifest(output_uri: str) -> Manifest | None:
     """The manifest of a complete run; None while it is not complete."""
+    uri = storage.join(output_uri, MANIFEST)
     try:
-        return Manifest.model_validate_json(storage.read(storage.join(output_uri, MANIFEST)))
+        return _parse(Manifest, uri, storage.read(uri))
     except storage.ObjectMissingError:
         return None
+
+
+def _read_stats(output_uri: str, shard: int) -> ShardStats:
+    uri = _stats_uri(output_uri, shard)
+    return _parse(ShardStats, uri, storage.read(uri))
+
+
+D = TypeVar("D", bound=BaseModel)
+
+
+def _parse(kind: type[D], uri: str, data: bytes) -> D:
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError:
+        raise PromiseError(f"{uri}: damaged; delete it and run the same command again") from None
+
+
+def _rejects_uri(output_uri: str, shard: int) -> str:
+    return storage.join(output_uri, f"rejects/{shard:05d}.parquet")
 
 
 def _stats_uri(output_uri: str, shard: int) -> str:

@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 import pyarrow as pa
-from PIL import Image
+import pyarrow.parquet as pq
 
 from raygen import storage
 from raygen.errors import PromiseError, UserError
@@ -24,6 +24,7 @@ from raygen.generate.shards import (
     read_shard,
     read_stats,
 )
+from raygen.images import BadImageError, inspect_png
 from raygen.records import SampleRequest, sample_id, sample_seed
 
 
@@ -40,6 +41,7 @@ def verify_run(output_uri: str, num_processes: int | None = None) -> Manifest:
         UserError: there is no run.
         PromiseError: the run is not complete, or does not hold what it promises; names the first problems.
     """
+    output_uri = storage.normalize(output_uri)
     run = read_run(output_uri)
     if run is None:
         raise UserError(f"{output_uri}: no run there (no run.json)")
@@ -58,7 +60,10 @@ def verify_run(output_uri: str, num_processes: int | None = None) -> Manifest:
                 problems += found
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise PromiseError(f"{output_uri} does not hold what it promises: {'; '.join(problems[:3])}{more}")
+        raise PromiseError(
+            f"{output_uri} does not hold what it promises: {'; '.join(problems[:3])}{more}; to mend it, delete "
+            f"{MANIFEST}, the .json of these shards and files that nobody knows, then run the same command again"
+        )
     return manifest
 
 
@@ -70,10 +75,15 @@ def _check_totals(output_uri: str, run: Run, manifest: Manifest) -> list[str]:
         if found != wanted:
             problems.append(f"{what}: {found!r}, not {wanted!r}")
 
-    plan = storage.read(storage.join(output_uri, run.plan))
-    expect(
-        "SHA-256 of the plan", hashlib.sha256(plan).hexdigest(), run.plan.removeprefix("plan/").split(".")[0]
-    )
+    try:
+        plan = storage.read(storage.join(output_uri, run.plan))
+    except storage.ObjectMissingError:
+        return [f"{run.plan}: missing"]
+    expect("SHA-256 of the plan", f"plan/{hashlib.sha256(plan).hexdigest()}.parquet", run.plan)
+    if not problems:
+        # Shards are checked one by one, so that a normal stands once follows from its standing once in the plan.
+        uris = pq.read_table(io.BytesIO(plan), columns=["uri"])["uri"]
+        expect("distinct normals in the plan", len(uris.unique()), run.num_normals)
     expect(f"run_id in {MANIFEST}", manifest.run_id, run.run_id)
     expect(f"shards in {MANIFEST}", [shard.shard for shard in manifest.shards], list(range(run.num_shards)))
     expect("shards marked done", sorted(done_shards(output_uri)), list(range(run.num_shards)))
@@ -86,17 +96,17 @@ def _check_totals(output_uri: str, run: Run, manifest: Manifest) -> list[str]:
         total = sum((Counter(getattr(shard, field)) for shard in manifest.shards), Counter())
         expect(field, getattr(manifest, field), dict(total))
     known = {f"shards/{shard.shard:05d}.json" for shard in manifest.shards}
+    known |= {f"rejects/{shard.shard:05d}.parquet" for shard in manifest.shards}
     known |= {shard.file for shard in manifest.shards}
-    known |= {f"rejects/{shard.shard:05d}.parquet" for shard in manifest.shards if shard.rejects}
-    folders = tuple(
-        shard.file.removesuffix("metadata.parquet") for shard in manifest.shards if "/metadata." in shard.file
-    )
     for folder in ("shards", "rejects"):
-        for entry in storage.list_files(storage.join(output_uri, folder)):
-            name = entry.uri.removeprefix(output_uri.rstrip("/") + "/")
-            if name not in known and not name.startswith(folders or ("\0",)):
-                problems.append(f"{name}: a file that the manifest does not know")
+        for entry in storage.list_files(storage.join(output_uri, folder), deep=False):
+            problems += _unknown(output_uri, entry, known)
     return problems
+
+
+def _unknown(output_uri: str, entry: storage.Entry, known: set[str]) -> list[str]:
+    name = entry.uri.removeprefix(f"{output_uri}/")
+    return [] if name in known else [f"{name}: a file that nobody knows"]
 
 
 def verify_shard(output_uri: str, run: Run, stats: ShardStats) -> list[str]:
@@ -105,15 +115,17 @@ def verify_shard(output_uri: str, run: Run, stats: ShardStats) -> list[str]:
     try:
         [stored] = read_stats(output_uri, {stats.shard})
         data = storage.read(storage.join(output_uri, stats.file))
-        if hashlib.sha256(data).hexdigest() != stats.sha256 or stored.sha256 != stats.sha256:
-            return [f"{where}: its SHA-256 differs from the one in the manifest"]
+        if hashlib.sha256(data).hexdigest() != stats.sha256 or stored != stats:
+            return [f"{where}: its SHA-256 or its stats differ from those in the manifest"]
         samples = read_shard(output_uri, stats)
-        rejects = read_rejects(output_uri, stats) if stats.rejects else None
+        rejects = read_rejects(output_uri, stats)
     except storage.ObjectMissingError as error:
         return [f"{error}: missing"]
+    except PromiseError as error:
+        return [str(error)]
     problems: list[str] = []
-    rejected = rejects["uri"].to_pylist() if rejects else []
-    reasons = dict(sorted(Counter(rejects["reason"].to_pylist()).items())) if rejects else {}
+    rejected = rejects["uri"].to_pylist()
+    reasons = dict(sorted(Counter(rejects["reason"].to_pylist()).items()))
     if reasons != stats.rejects:
         problems.append(f"{where}: rejects {reasons}, not {stats.rejects}")
     if samples.num_rows != stats.num_samples:
@@ -125,6 +137,12 @@ def verify_shard(output_uri: str, run: Run, stats: ShardStats) -> list[str]:
     columns = (samples[name].to_pylist() for name in ("normal_uri", "defect_type", "mode", "k"))
     if list(zip(*columns, strict=True)) != wanted or not set(rejected) <= set(planned):
         problems.append(f"{where}: its samples and rejects are not those of the plan")
+    if run.layout == "png":
+        known = {stats.file} | {
+            stats.file.replace("metadata.parquet", row["path"]) for row in samples["image"].to_pylist()
+        }
+        for entry in storage.list_files(storage.join(output_uri, stats.file.rpartition("/")[0])):
+            problems += _unknown(output_uri, entry, known)
     return problems + _check_samples(where, run, stats, samples)
 
 
@@ -133,7 +151,7 @@ def _check_samples(where: str, run: Run, stats: ShardStats, samples: pa.Table) -
     for row in samples.to_pylist():
         sample = f"{where}, sample {row['sample_id']}"
         request = SampleRequest(row["defect_type"], row["mode"], row["k"])
-        seed = sample_seed(row["normal_sha256"], run.checkpoint, request, run.identity["seed"])
+        seed = sample_seed(row["normal_sha256"], run.checkpoint, request, run.seed)
         expected = {
             "seed": seed,
             "sample_id": sample_id(row["normal_uri"], seed),
@@ -149,12 +167,10 @@ def _check_samples(where: str, run: Run, stats: ShardStats, samples: pa.Table) -
             problems.append(f"{sample}: wrong {', '.join(wrong)}")
             continue
         try:
-            image = Image.open(io.BytesIO(row["image"]["bytes"]))
-            image.load()
-        except Exception as error:  # whatever Pillow makes of damaged bytes
+            shape = inspect_png(row["image"]["bytes"])
+        except BadImageError as error:
             problems.append(f"{sample}: not an image ({error})")
             continue
-        mode = "L" if run.channels == 1 else "RGB"
-        if image.size != (run.image_size, run.image_size) or image.mode != mode:
-            problems.append(f"{sample}: {image.mode} {image.size}")
+        if shape != (run.image_size, run.image_size, run.channels):
+            problems.append(f"{sample}: an image of {shape}")
     return problems

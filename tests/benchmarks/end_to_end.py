@@ -67,7 +67,7 @@ def job_rates(config: GenerateConfig) -> tuple[float, float]:
     checkpoint = load_checkpoint(config.checkpoint)
     run = open_run(config, checkpoint)
     started = time.perf_counter()
-    stats = on_ray.run_shards(config, run, checkpoint)
+    stats = on_ray.run_shards(config, run, checkpoint, say=lambda line: None)
     whole = time.perf_counter() - started
     write_manifest(config.output, run.run_id, stats)
     verify_run(config.output)

@@ -2,19 +2,27 @@
 
     python tests/benchmarks/null_pipeline.py --normals 10000
 
-Both read PNG files from a folder, decode, hash, encode four PNGs per normal, and write the same Parquet shards
-with stats, with the same functions. Both sides in one run, in turn.
+Both read PNG files from a folder, hash and decode them, encode and hash four PNGs per normal, and write Parquet
+files of as many rows; the plain side with Pillow and pyarrow alone. Both sides in one run, in turn, start-up of
+processes and workers included, Ray's own excluded.
 """
 
 import argparse
+import hashlib
+import io
 import multiprocessing
+import os
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from factories import write_pool
@@ -22,27 +30,42 @@ from factories import write_pool
 from raygen.checkpoint import load_checkpoint
 from raygen.config import ComputeConfig, GenerateConfig
 from raygen.generate import on_ray
-from raygen.generate.plan import Run, open_run
+from raygen.generate.plan import open_run
 
 NUM_PROCESSES = 2
 
 
-def plain(config: GenerateConfig, run: Run, shards: list[int]) -> None:
-    """One plain process: the three stages of each shard, one after the other."""
-    import pyarrow as pa
+def plain(files: list[str], folder: str, per_shard: int) -> None:
+    """One plain process: read, hash, decode, encode four times, a Parquet file every `per_shard` normals."""
+    rows: list[dict[str, object]] = []
+    for number, file in enumerate(files, start=1):
+        data = Path(file).read_bytes()
+        sha256 = hashlib.sha256(data).hexdigest()
+        pixels = np.asarray(Image.open(io.BytesIO(data)))
+        for k in range(4):
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+            png = buffer.getvalue()
+            rows.append(
+                {
+                    "uri": file,
+                    "sha256": sha256,
+                    "k": k,
+                    "image_sha256": hashlib.sha256(png).hexdigest(),
+                    "image": png,
+                }
+            )
+        if number % per_shard == 0 or number == len(files):
+            pq.write_table(pa.Table.from_pylist(rows), f"{folder}/{os.getpid()}-{number}.parquet")
+            rows = []
 
-    actor = on_ray.GenerateActor(config, run, config.checkpoint)
-    for shard in shards:
-        batch = on_ray.read_shard(pa.table({"shard": [shard]}), config, run)
-        on_ray.write_shard(actor(batch), config, run)
 
-
-def plain_seconds(config: GenerateConfig, run: Run) -> float:
+def plain_seconds(files: list[str], folder: str, per_shard: int) -> float:
     """Two plain processes, imports and start included, as the job's workers' are."""
-    shards = list(range(run.num_shards))
+    Path(folder).mkdir()
     started = time.perf_counter()
     with multiprocessing.get_context("spawn").Pool(NUM_PROCESSES) as pool:
-        pool.starmap(plain, [(config, run, shards[i::NUM_PROCESSES]) for i in range(NUM_PROCESSES)])
+        pool.starmap(plain, [(files[i::NUM_PROCESSES], folder, per_shard) for i in range(NUM_PROCESSES)])
     return time.perf_counter() - started
 
 
@@ -63,26 +86,21 @@ def main() -> None:
         for i in range(args.normals):
             (pool / f"{i:06d}.png").hardlink_to(some[i % len(some)])
         for round_ in range(args.rounds):
-            rates = {}
-            for side in ("plain", "job"):
-                config = GenerateConfig(
-                    pool=f"{folder}/pool",
-                    checkpoint=f"null:{args.size}x1",
-                    output=f"{folder}/{side}-{round_}",
-                    normals_per_shard=args.per_shard,
-                    compute=ComputeConfig(num_actors=1, cpus_per_actor=0.5),
-                )
-                checkpoint = load_checkpoint(config.checkpoint)
-                run = open_run(config, checkpoint)
-                if side == "plain":
-                    seconds = plain_seconds(config, run)
-                else:
-                    started = time.perf_counter()
-                    on_ray.run_shards(config, run, checkpoint)
-                    seconds = time.perf_counter() - started
-                rates[side] = run.num_samples / seconds
-            plains.append(rates["plain"])
-            jobs.append(rates["job"])
+            files = sorted(map(str, pool.iterdir()))
+            seconds = plain_seconds(files, f"{folder}/plain-{round_}", args.per_shard)
+            plains.append(4 * args.normals / seconds)
+            config = GenerateConfig(
+                pool=f"{folder}/pool",
+                checkpoint=f"null:{args.size}x1",
+                output=f"{folder}/job-{round_}",
+                normals_per_shard=args.per_shard,
+                compute=ComputeConfig(num_actors=1, cpus_per_actor=0.5),
+            )
+            checkpoint = load_checkpoint(config.checkpoint)
+            run = open_run(config, checkpoint)
+            started = time.perf_counter()
+            on_ray.run_shards(config, run, checkpoint, say=lambda line: None)
+            jobs.append(run.num_samples / (time.perf_counter() - started))
             print(f"round {round_}: plain {plains[-1]:.0f}, job {jobs[-1]:.0f} images/s", flush=True)
     ray.shutdown()
     plain_, job = statistics.median(plains), statistics.median(jobs)
