@@ -58,7 +58,7 @@ def test_four_defects_for_every_normal(s3_uri: str, layout: str) -> None:
     assert manifest == verify_run(config.output, num_processes=1)
     assert (manifest.num_normals, manifest.num_samples) == (24, 96)
     assert manifest.products == {"brushed_metal": 32, "grained_leather": 32, "woven_fabric": 32}
-    assert lines[0].startswith("24 normals (brushed_metal 8, ")
+    assert lines[1].startswith("24 normals (brushed_metal 8, ")
     assert any(line.startswith("96 samples (") for line in lines)
     samples = read_shard(config.output, manifest.shards[0]).to_pylist()
     assert {row["reference_uri"] is None for row in samples if row["mode"] == "latent"} == {True}
