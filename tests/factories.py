@@ -2,8 +2,11 @@
 
 import dataclasses
 import hashlib
+import io
 
+import numpy as np
 import torch
+from PIL import Image
 
 from raygen import images, storage, surfaces
 from raygen.checkpoint import (
@@ -92,3 +95,36 @@ def image_digests(output_uri: str) -> dict[tuple[str, str, str, int], str]:
             assert key not in found, f"{key} stands twice"
             found[key] = hashlib.sha256(row["image"]["bytes"]).hexdigest()
     return found
+
+
+def reject_reasons(output_uri: str) -> dict[str, str]:
+    """Normal -> why it was rejected, over a whole run."""
+    from raygen.generate.shards import done_shards, read_rejects, read_stats
+
+    return {
+        row["uri"]: row["reason"]
+        for stats in read_stats(output_uri, done_shards(output_uri))
+        for row in read_rejects(output_uri, stats).to_pylist()
+    }
+
+
+def bad_files() -> dict[str, tuple[bytes, str]]:
+    """Ten damaged files: name -> (bytes, the reason that is due)."""
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    png = images.encode_png(noise[:, :, None])
+    jpeg, huge, floats = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    Image.fromarray(noise).save(jpeg, "JPEG")
+    Image.new("L", (9000, 9000)).save(huge, "PNG")
+    Image.fromarray(noise.astype(np.float32)).save(floats, "TIFF")
+    return {
+        "empty.png": (b"", "empty"),
+        "empty.jpg": (b"", "empty"),
+        "text.png": (b"not an image, whatever its name says", "not_an_image"),
+        "zeros.png": (bytes(5000), "not_an_image"),
+        "half.png": (png[: len(png) // 2], "truncated"),
+        "most.png": (png[:-40], "truncated"),
+        "half.jpg": (jpeg.getvalue()[: len(jpeg.getvalue()) // 2], "truncated"),
+        "flipped.png": (png[:200] + bytes([png[200] ^ 255]) + png[201:], "truncated"),
+        "bomb.png": (huge.getvalue(), "too_many_pixels"),
+        "float.tif": (floats.getvalue(), "unsupported"),
+    }

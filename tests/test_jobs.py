@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import pytest
 from conftest import Head, S3Server
-from factories import image_digests, write_checkpoint, write_pool
+from factories import bad_files, image_digests, reject_reasons, write_checkpoint, write_pool
 
 from raygen import storage
 from raygen.generate.shards import done_shards
@@ -125,6 +125,22 @@ def marks(output_uri: str) -> dict[str, str]:
     return {entry.uri: entry.etag for entry in listed if entry.uri.endswith(".json")}
 
 
+def test_damaged_files_among_the_photographs(ray_head: Head, source, undisturbed, s3_uri: str) -> None:
+    pool = storage.join(s3_uri, "pool")
+    for entry in storage.list_files(source[0]):
+        storage.put(entry.uri.replace(source[0], pool), storage.read(entry.uri))
+    reasons = {storage.join(pool, "damaged", name): reason for name, (_, reason) in bad_files().items()}
+    for name, (data, _) in bad_files().items():
+        storage.put(storage.join(pool, "damaged", name), data)
+    output_uri = storage.join(s3_uri, "out")
+    log = finish(ray_head.submit(*arguments((pool, *source[1:]), output_uri, "max_reject_rate=0.1")))
+    assert "4 normals rejected: truncated" in log
+    manifest = verify_run(output_uri, num_processes=2)
+    assert (manifest.num_samples, sum(manifest.rejects.values())) == (4 * source[2], 10)
+    assert reject_reasons(output_uri) == reasons
+    assert sorted(image_digests(output_uri).values()) == sorted(undisturbed.values())
+
+
 def test_storage_that_goes_away_for_a_while(
     ray_head: Head, source, undisturbed, s3_server: S3Server, s3_uri: str
 ) -> None:
@@ -162,5 +178,5 @@ def test_the_dashboard_counts(ray_head: Head, source, undisturbed) -> None:
         if "ray_raygen_samples_total" in text:
             break
         time.sleep(1)
-    for name in ("raygen_samples", "raygen_shards", "raygen_bytes"):
+    for name in ("raygen_samples", "raygen_shards", "raygen_rejects", "raygen_bytes"):
         assert f"ray_{name}_total" in text

@@ -6,20 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import ray
-from factories import image_digests, write_checkpoint, write_pool
+from factories import bad_files, image_digests, reject_reasons, write_checkpoint, write_pool
 from PIL import Image
 
-from raygen import images, storage
+from raygen import storage
 from raygen.checkpoint import load_checkpoint
 from raygen.config import ComputeConfig, GenerateConfig
 from raygen.errors import PromiseError, UserError
 from raygen.generate import on_ray
 from raygen.generate.job import CONTACT_SHEET, generate
 from raygen.generate.plan import open_run
-from raygen.generate.shards import done_shards, read_manifest, read_rejects, read_shard, read_stats
+from raygen.generate.shards import done_shards, read_manifest, read_shard, read_stats
 from raygen.generate.verify import verify_run
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -119,28 +118,6 @@ def test_a_complete_run_is_left_alone(tmp_path: Path, monkeypatch: pytest.Monkey
     }
 
 
-def bad_files() -> dict[str, tuple[bytes, str]]:
-    """Ten damaged files: name -> (bytes, the reason that is due)."""
-    noise = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
-    png = images.encode_png(noise[:, :, None])
-    jpeg, huge, floats = io.BytesIO(), io.BytesIO(), io.BytesIO()
-    Image.fromarray(noise).save(jpeg, "JPEG")
-    Image.new("L", (9000, 9000)).save(huge, "PNG")
-    Image.fromarray(noise.astype(np.float32)).save(floats, "TIFF")
-    return {
-        "empty.png": (b"", "empty"),
-        "empty.jpg": (b"", "empty"),
-        "text.png": (b"not an image, whatever its name says", "not_an_image"),
-        "zeros.png": (bytes(5000), "not_an_image"),
-        "half.png": (png[: len(png) // 2], "truncated"),
-        "most.png": (png[:-40], "truncated"),
-        "half.jpg": (jpeg.getvalue()[: len(jpeg.getvalue()) // 2], "truncated"),
-        "flipped.png": (png[:200] + bytes([png[200] ^ 255]) + png[201:], "truncated"),
-        "bomb.png": (huge.getvalue(), "too_many_pixels"),
-        "float.tif": (floats.getvalue(), "unsupported"),
-    }
-
-
 def test_bad_files_become_rejects(s3_uri: str) -> None:
     prepare(s3_uri)
     bad = {storage.join(s3_uri, "pool/brushed_metal", name): what for name, what in bad_files().items()}
@@ -152,13 +129,7 @@ def test_bad_files_become_rejects(s3_uri: str) -> None:
     manifest = generate(config, quiet)
     verify_run(config.output, num_processes=1)
     assert (manifest.num_normals, manifest.num_samples) == (34, 96)
-    found = {
-        row["uri"]: row["reason"]
-        for stats in manifest.shards
-        if stats.rejects
-        for row in read_rejects(config.output, stats).to_pylist()
-    }
-    assert found == {uri: reason for uri, (_, reason) in bad.items()}
+    assert reject_reasons(config.output) == {uri: reason for uri, (_, reason) in bad.items()}
 
 
 def test_too_many_bad_files_break_the_promise_and_lose_nothing(tmp_path: Path) -> None:
@@ -246,14 +217,3 @@ def test_an_error_amid_the_run_is_one_clear_line(tmp_path: Path) -> None:
     storage.delete(str(tmp_path / "out" / "rejects"))
     generate(config, quiet)
     verify_run(config.output, num_processes=1)
-
-
-def test_packing_a_shard_into_a_row_keeps_it() -> None:
-    normals = pa.table({"uri": ["a", "b"], "pixels": pa.array([b"\0\1", b""], pa.large_binary())})
-    rejects = pa.table({"uri": pa.array([], pa.string())})
-    row = on_ray._row(5, {"read": 0.5}, normals=normals, rejects=rejects)
-    assert row.num_rows == 1
-    shard = on_ray._unpack(row)
-    assert (shard.number, shard.seconds) == (5, {"read": 0.5})
-    assert shard.tables["normals"].equals(normals)
-    assert shard.tables["rejects"].equals(rejects)

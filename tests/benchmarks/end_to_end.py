@@ -10,6 +10,7 @@ the first finished shard to the last, which is what a long run sees. Both sides 
 
 import argparse
 import multiprocessing
+import os
 import statistics
 import sys
 import tempfile
@@ -84,6 +85,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
 
+    os.environ.setdefault(
+        "RAY_AUTH_MODE", "disabled"
+    )  # as raygen itself does: no token file in the home folder
     ray.init(address="local", num_cpus=NUM_PROCESSES, include_dashboard=False, log_to_driver=False)
     bares, wholes, steadies = [], [], []
     with tempfile.TemporaryDirectory() as folder:

@@ -77,6 +77,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
 
+    os.environ.setdefault(
+        "RAY_AUTH_MODE", "disabled"
+    )  # as raygen itself does: no token file in the home folder
     ray.init(address="local", num_cpus=NUM_PROCESSES, include_dashboard=False, log_to_driver=False)
     plains, jobs = [], []
     with tempfile.TemporaryDirectory() as folder:
