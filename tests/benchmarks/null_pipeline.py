@@ -35,8 +35,10 @@ from raygen.generate.plan import open_run
 NUM_PROCESSES = 2
 
 
-def plain(files: list[str], folder: str, per_shard: int) -> None:
-    """One plain process: read, hash, decode, encode four times, a Parquet file every `per_shard` normals."""
+def plain(files: list[str], folder: str, per_shard: int) -> float:
+    """One plain process: read, hash, decode, encode four times, a Parquet file every `per_shard` normals; returns
+    its seconds without start-up."""
+    started = time.perf_counter()
     rows: list[dict[str, object]] = []
     for number, file in enumerate(files, start=1):
         data = Path(file).read_bytes()
@@ -58,15 +60,29 @@ def plain(files: list[str], folder: str, per_shard: int) -> None:
         if number % per_shard == 0 or number == len(files):
             pq.write_table(pa.Table.from_pylist(rows), f"{folder}/{os.getpid()}-{number}.parquet")
             rows = []
+    return time.perf_counter() - started
 
 
-def plain_seconds(files: list[str], folder: str, per_shard: int) -> float:
-    """Two plain processes, imports and start included, as the job's workers' are."""
+def plain_rates(files: list[str], folder: str, per_shard: int) -> tuple[float, float]:
+    """Samples per second of two plain processes: (with their start, without)."""
     Path(folder).mkdir()
     started = time.perf_counter()
     with multiprocessing.get_context("spawn").Pool(NUM_PROCESSES) as pool:
-        pool.starmap(plain, [(files[i::NUM_PROCESSES], folder, per_shard) for i in range(NUM_PROCESSES)])
-    return time.perf_counter() - started
+        parts = [(files[i::NUM_PROCESSES], folder, per_shard) for i in range(NUM_PROCESSES)]
+        seconds = pool.starmap(plain, parts)
+    return 4 * len(files) / (time.perf_counter() - started), 4 * len(files) / max(seconds)
+
+
+def job_rates(config: GenerateConfig) -> tuple[float, float]:
+    """Samples per second of the job: (over its whole time, from its first shard to its last)."""
+    checkpoint = load_checkpoint(config.checkpoint)
+    run = open_run(config, checkpoint)
+    started = time.perf_counter()
+    on_ray.run_shards(config, run, checkpoint, say=lambda line: None)
+    whole = time.perf_counter() - started
+    marks = sorted(path.stat().st_mtime for path in Path(config.output, "shards").glob("*.json"))
+    later = run.num_samples * (len(marks) - 1) / len(marks)
+    return run.num_samples / whole, later / (marks[-1] - marks[0])
 
 
 def main() -> None:
@@ -90,8 +106,7 @@ def main() -> None:
             (pool / f"{i:06d}.png").hardlink_to(some[i % len(some)])
         for round_ in range(args.rounds):
             files = sorted(map(str, pool.iterdir()))
-            seconds = plain_seconds(files, f"{folder}/plain-{round_}", args.per_shard)
-            plains.append(4 * args.normals / seconds)
+            plains.append(plain_rates(files, f"{folder}/plain-{round_}", args.per_shard))
             config = GenerateConfig(
                 pool=f"{folder}/pool",
                 checkpoint=f"null:{args.size}x1",
@@ -99,16 +114,15 @@ def main() -> None:
                 normals_per_shard=args.per_shard,
                 compute=ComputeConfig(num_actors=1, cpus_per_actor=0.5),
             )
-            checkpoint = load_checkpoint(config.checkpoint)
-            run = open_run(config, checkpoint)
-            started = time.perf_counter()
-            on_ray.run_shards(config, run, checkpoint, say=lambda line: None)
-            jobs.append(run.num_samples / (time.perf_counter() - started))
-            print(f"round {round_}: plain {plains[-1]:.0f}, job {jobs[-1]:.0f} images/s", flush=True)
+            jobs.append(job_rates(config))
+            print(f"round {round_}: images/s (whole, steady): plain {plains[-1]}, job {jobs[-1]}", flush=True)
     ray.shutdown()
-    plain_, job = statistics.median(plains), statistics.median(jobs)
-    print(f"two plain processes   {plain_:8.0f} images/s")
-    print(f"job, null generator   {job:8.0f} images/s   {job / plain_:.2f} of plain")
+    for what, column in (("with start-up", 0), ("without", 1)):
+        plain_ = statistics.median(rates[column] for rates in plains)
+        job = statistics.median(rates[column] for rates in jobs)
+        print(
+            f"{what:14} two plain processes {plain_:6.0f} images/s, job {job:6.0f}: {job / plain_:.2f} of plain"
+        )
 
 
 if __name__ == "__main__":
