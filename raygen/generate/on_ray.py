@@ -113,7 +113,7 @@ def _stream(
 
 ALLOCATOR = {
     # An actor computes in a thread of Ray's, where glibc by default gives every large buffer back to the kernel
-    # and faults it in again page by page: a third of a small model's time on CPUs.
+    # and faults it in again page by page: nearly a third of a small model's time on CPUs.
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
