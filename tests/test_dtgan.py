@@ -294,6 +294,7 @@ class TestShapes:
             ("stem_kernel", 2),
             ("background_out", 0),
             ("content_norm", "instance"),
+            ("decoders", "shared"),
         ],
     )
     def test_bad_config_names_its_field(self, field, value) -> None:

@@ -39,6 +39,36 @@ class Linear(nn.Linear):
         return super().forward(input) if self.training else linear_by_row(input, self.weight, self.bias)
 
 
+def pooled_kernel(weight: Tensor) -> Tensor:
+    """One 4×4 convolution (stride 2, padding 1) for a 3×3 convolution (padding 1) and a 2×2 average after it.
+
+    Args:
+        weight: (out, in, 3, 3).
+
+    Returns:
+        (out, in, 4, 4), differentiable.
+    """
+    return _spread(weight) / 4
+
+
+def upsampled_kernel(weight: Tensor) -> Tensor:
+    """One 4×4 transposed convolution (stride 2, padding 1) for nearest ×2 and a 3×3 convolution (padding 1).
+
+    Args:
+        weight: (out, in, 3, 3).
+
+    Returns:
+        (in, out, 4, 4), as transposed convolutions want it, differentiable.
+    """
+    return _spread(weight.flip(2, 3)).transpose(0, 1)
+
+
+def _spread(weight: Tensor) -> Tensor:
+    """The full convolution of 3×3 kernels with a 2×2 kernel of ones: (.., 3, 3) to (.., 4, 4)."""
+    shifts = [(0, 1, 0, 1), (1, 0, 0, 1), (0, 1, 1, 0), (1, 0, 1, 0)]
+    return torch.stack([F.pad(weight, shift) for shift in shifts]).sum(dim=0)
+
+
 class PixelNorm(nn.Module):
     """Brings each pixel's channel vector to a mean square of one."""
 
@@ -79,7 +109,13 @@ class ResidualUnit(nn.Module):
     Pre-activation: norm, LeakyReLU, (nearest ×2), conv 3×3, (2×2 average), norm, LeakyReLU, conv 3×3; a 1×1
     convolution without bias on the skip where the width changes; the sum is divided by √2. In encoders the
     second convolution changes the width, in decoders (`widen_first`) the first.
+
+    With `composed` set (see `compose_resampling`), convolution and resampling are one kernel, and a skip's
+    convolution runs where the image is small: the same function of the same weights but for rounding, its
+    gradients included, from less than half the arithmetic.
     """
+
+    composed = False
 
     def __init__(
         self,
@@ -103,6 +139,11 @@ class ResidualUnit(nn.Module):
     def first(self, h: Tensor) -> Tensor:
         """From the first norm's output to the second norm's input: (N, C, R, R) to (N, C', R', R')."""
         h = leaky(h)
+        if self.composed and self.resample == "up":
+            kernel = upsampled_kernel(self.conv1.weight)
+            return F.conv_transpose2d(h, kernel, self.conv1.bias, stride=2, padding=1)
+        if self.composed and self.resample == "down":
+            return F.conv2d(h, pooled_kernel(self.conv1.weight), self.conv1.bias, stride=2, padding=1)
         if self.resample == "up":
             return self.conv1(upsample(h))
         h = self.conv1(h)
@@ -114,7 +155,11 @@ class ResidualUnit(nn.Module):
 
     def join(self, x: Tensor, h: Tensor) -> Tensor:
         """The skip of the block's input x plus the residual h, over √2."""
-        if self.resample == "up":
+        if self.composed and self.resample == "up":
+            x = upsample(self.skip(x))
+        elif self.composed and self.resample == "down":
+            x = self.skip(F.avg_pool2d(x, 2))
+        elif self.resample == "up":
             x = self.skip(upsample(x))
         else:
             x = self.skip(x)
@@ -152,6 +197,13 @@ class NoisyResBlock(ResidualUnit):
         h = self.noise1(self.first(self.norm1(x)), noise1)
         h = self.noise2(self.second(self.norm2(h)), noise2)
         return self.join(x, h)
+
+
+def compose_resampling(network: nn.Module) -> None:
+    """Makes all resampling units of a network compute with composed kernels, see `ResidualUnit`."""
+    for module in network.modules():
+        if isinstance(module, ResidualUnit):
+            module.composed = True
 
 
 def initialize(network: nn.Module) -> None:

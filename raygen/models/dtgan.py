@@ -6,6 +6,9 @@ background and foreground, the foreground is dropped and a target *content* c st
 go through decoders of their own that meet only in the last 1×1 convolution. Style s and content come from the
 mapping network M (from a latent z) or from the encoder E (from a reference image).
 
+What the paper's ablation takes away are options of `DTGANConfig`, and `LADDER` names its rungs. The generator of
+the rungs with one decoder stands in `raygen.models.joint`, where `build_generator` chooses.
+
 Decisions where the paper is silent or cannot be taken literally:
 
 * Domain 0 is normal, the *anchor*: its content is zero in M and in E. The foreground decoder is *not* skipped
@@ -68,10 +71,18 @@ class DTGANConfig:
             but agrees with its part (d); it makes two thirds of the generator's arithmetic.
         content_norm: norm of M's content branch: "pixel", or "literal" for Table 10's instance norm.
         shared_content_trunk: M has one content branch, not K; its last convolution alone is per domain.
-        background_skip: the generator's output is the input image plus a correction that starts at zero.
+        background_skip: the generator's output is the input image plus a correction that starts at zero. Not
+            with joint decoders, which have no background of their own.
+        content: False: style alone, as in StarGAN v2; contents are empty, (N, 0, 16, 16). It wants
+            `decoders="joint"` and neither `anchor` nor `content_noise`.
+        decoders: "separate" for background and foreground (`Generator`), or "joint" (`JointGenerator`).
+        foreground_classifier: of D.
+        background_classifier: of D.
+        anchor: normal's content is zero; False: it has a content of its own, like any domain.
+        content_noise: M's content branch adds noise.
 
     Raises:
-        ValueError: a field is out of its range.
+        ValueError: a field is out of its range, or does not go with another.
     """
 
     image_size: int = 128
@@ -86,6 +97,12 @@ class DTGANConfig:
     content_norm: Literal["pixel", "literal"] = "pixel"
     shared_content_trunk: bool = False
     background_skip: bool = False
+    content: bool = True
+    decoders: Literal["separate", "joint"] = "separate"
+    foreground_classifier: bool = True
+    background_classifier: bool = True
+    anchor: bool = True
+    content_noise: bool = True
 
     def __post_init__(self) -> None:
         def require(held: bool, name: str, want: str) -> None:
@@ -102,6 +119,13 @@ class DTGANConfig:
         require(self.stem_kernel in (1, 3), "stem_kernel", "1 or 3")
         require(self.background_out >= 1, "background_out", "at least 1")
         require(self.content_norm in ("pixel", "literal"), "content_norm", '"pixel" or "literal"')
+        require(self.decoders in ("separate", "joint"), "decoders", '"separate" or "joint"')
+        if not self.content:
+            require(self.decoders == "joint", "decoders", '"joint" without content')
+            require(not self.anchor, "anchor", "False without content")
+            require(not self.content_noise, "content_noise", "False without content")
+        if self.decoders == "joint":
+            require(not self.background_skip, "background_skip", "False with joint decoders")
 
     def scaled(self, channels: int) -> int:
         """The paper's channel count times `width`, as a multiple of 8, at least 8."""
@@ -117,8 +141,8 @@ class DTGANConfig:
 
     @property
     def content_channels(self) -> int:
-        """Channels of a content (64); its shape is (content_channels, 16, 16)."""
-        return self.scaled(64)
+        """Channels of a content (64; 0 without content); its shape is (content_channels, 16, 16)."""
+        return self.scaled(64) if self.content else 0
 
     @property
     def background_channels(self) -> int:
@@ -141,11 +165,57 @@ PRESETS: dict[str, DTGANConfig] = {
     ),
 }
 
+# The option that each rung of the ladder from (b) on turns on, and its value on the rungs below.
+_STEPS: list[tuple[str, object]] = [
+    ("content", False),  # (b) + style-content branches
+    ("foreground_classifier", False),  # (c) + foreground classifier
+    ("background_classifier", False),  # (d) + background classifier
+    ("decoders", "joint"),  # (e) + separately decoding foreground and background in G
+    ("anchor", False),  # (f) + anchor foreground domain
+    ("content_noise", False),  # (g) + noise injection in mapping network
+]
+
+LADDER: dict[str, dict[str, object]] = {rung: dict(_STEPS[i:]) for i, rung in enumerate("abcdefg")}
+"""The rungs of the paper's ablation (Table 15), from "a", StarGAN v2, to "g", the whole of DT-GAN.
+
+A rung lists what it changes of the defaults: `replace(config, **LADDER["c"])`. Compare rungs without
+`background_skip`, which the lower ones cannot have.
+"""
+
 
 # -------------------------------------------------- G: generator (Table 9)
 
 
-class Generator(nn.Module):
+class GeneratorEncoder(nn.Module):
+    """What generators share: the encoder and the split of its features (Table 9 (a))."""
+
+    def __init__(self, config: DTGANConfig) -> None:
+        super().__init__()
+        self.config = config
+        full, kernel = config.full_width, config.stem_kernel
+        block = partial(ResBlock, norm=instance_norm)
+        self.stem = nn.Conv2d(config.channels, full(config.image_size), kernel, padding=kernel // 2)
+        self.encoder = nn.Sequential(
+            *[block(full(r), full(r // 2), resample="down") for r in reversed(config.resolutions)],
+            *[block(full(16), full(16)) for _ in range(2)],
+        )
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Splits an image's features.
+
+        Args:
+            x: images in [-1, 1], (N, channels, H, W).
+
+        Returns:
+            Background features (N, background_channels, 16, 16), and the popped-out foreground content
+            FG_G(x), (N, content_channels, 16, 16), which equation 5 compares with E's.
+        """
+        h = self.encoder(self.stem(x))  # (N, 512, 16, 16)
+        background = self.config.background_channels
+        return h[:, :background], h[:, background:]  # (N, 448, 16, 16), (N, 64, 16, 16)
+
+
+class Generator(GeneratorEncoder):
     """Translates an image into a style and content (Table 9).
 
     The last convolution is linear and the background decoder sees neither style nor content, so
@@ -156,21 +226,14 @@ class Generator(nn.Module):
     """
 
     def __init__(self, config: DTGANConfig) -> None:
-        super().__init__()
-        self.config = config
+        if config.decoders != "separate":
+            raise ValueError(f"decoders must be 'separate' for a Generator, not {config.decoders!r}")
+        super().__init__(config)  # (a) Encoder
         full, half, rising = config.full_width, config.half_width, config.resolutions
-        content, kernel = config.content_channels, config.stem_kernel
-
-        # (a) Encoder
-        block = partial(ResBlock, norm=_instance_norm)
-        self.stem = nn.Conv2d(config.channels, full(config.image_size), kernel, padding=kernel // 2)
-        self.encoder = nn.Sequential(
-            *[block(full(r), full(r // 2), resample="down") for r in reversed(rising)],
-            *[block(full(16), full(16)) for _ in range(2)],
-        )
+        content = config.content_channels
 
         # (b) Background decoder
-        block = partial(ResBlock, norm=_instance_norm, widen_first=True)
+        block = partial(ResBlock, norm=instance_norm, widen_first=True)
         widths = [config.background_channels, config.background_channels, full(16), full(16)]
         self.background_decoder = nn.Sequential(*[block(a, b) for a, b in pairwise(widths)])
         widths = [full(16), *[full(r) for r in rising[:-1]], config.scaled(config.background_out)]
@@ -208,20 +271,6 @@ class Generator(nn.Module):
         out = self.fusion(torch.cat([background, foreground], dim=1))  # (N, channels, H, W)
         return x + out if self.config.background_skip else out
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Splits an image's features (Table 9 (a)).
-
-        Args:
-            x: images in [-1, 1], (N, channels, H, W).
-
-        Returns:
-            Background features (N, background_channels, 16, 16), and the popped-out foreground content
-            FG_G(x), (N, content_channels, 16, 16), which equation 5 compares with E's.
-        """
-        h = self.encoder(self.stem(x))  # (N, 512, 16, 16)
-        background = self.config.background_channels
-        return h[:, :background], h[:, background:]  # (N, 448, 16, 16), (N, 64, 16, 16)
-
     def decode_background(self, features: Tensor, x: Tensor) -> Tensor:
         """The background image from `encode`'s background features and, for `background_skip`, x itself."""
         h = self.background_decoder(features)  # (N, 448, H, W)
@@ -246,8 +295,14 @@ class Generator(nn.Module):
         return F.conv2d(h, self.fusion.weight[:, -h.shape[1] :])  # (N, channels, H, W)
 
 
-def _instance_norm(channels: int) -> nn.Module:
+def instance_norm(channels: int) -> nn.Module:
+    """Instance norm with a scale and a shift per channel."""
     return nn.InstanceNorm2d(channels, affine=True)
+
+
+def norm_conv(in_channels: int, out_channels: int, norm: Callable[[int], nn.Module]) -> nn.Sequential:
+    """Norm, LeakyReLU, 1×1 convolution."""
+    return nn.Sequential(norm(in_channels), nn.LeakyReLU(0.2), nn.Conv2d(in_channels, out_channels, 1))
 
 
 # -------------------------------------------------- M: mapping network (Table 10)
@@ -276,7 +331,7 @@ class MappingNetwork(nn.Module):
     *Noise.* One N(0, 1) map after each convolution, times a strength per channel. The maps can be given, so
     that a sample depends on its own seed alone.
 
-    *Normal* has zero content. Its content branch is one of the table's K, but does not decide anything.
+    *Normal* has zero content (`anchor`). Its content branch is one of the table's K, but decides nothing.
     """
 
     def __init__(self, config: DTGANConfig) -> None:
@@ -293,15 +348,18 @@ class MappingNetwork(nn.Module):
             nn.Sequential(_perceptron([hidden] * 4), Linear(hidden, config.style_dim)) for _ in domains
         )
 
-        # (c) Content
-        norm = _instance_norm if config.content_norm == "literal" else lambda _: PixelNorm()
+        # (c) Content; the noise maps' resolutions are in the order of the convolutions they follow
+        self._noise_resolutions = (2, 2, 4, 4, 8, 8, 16, 16, 16) if config.content_noise else ()
+        norm = instance_norm if config.content_norm == "literal" else lambda _: PixelNorm()
+        block = NoisyResBlock if config.content_noise else partial(ResBlock, resample="up", widen_first=True)
+        head = NoisyConv if config.content_noise else norm_conv
         num_trunks = 1 if config.shared_content_trunk else config.num_domains
         self.content_trunks = nn.ModuleList(
-            nn.ModuleList(NoisyResBlock(widths[i], widths[i + 1], norm) for i in range(4))
-            for _ in range(num_trunks)
+            nn.ModuleList(block(widths[i], widths[i + 1], norm) for i in range(4))
+            for _ in range(num_trunks if config.content else 0)
         )
         self.content_heads = nn.ModuleList(
-            NoisyConv(widths[-1], config.content_channels, norm) for _ in domains
+            head(widths[-1], config.content_channels, norm) for _ in (domains if config.content else ())
         )
 
         initialize(self)
@@ -309,12 +367,9 @@ class MappingNetwork(nn.Module):
             for trunk in self.content_trunks:
                 trunk.get_submodule("0").norm1 = nn.Identity()
 
-    # Resolutions of the noise maps, in the order of the convolutions they follow.
-    _noise_resolutions = (2, 2, 4, 4, 8, 8, 16, 16, 16)
-
     @property
     def noise_size(self) -> int:
-        """How many N(0, 1) numbers the noise of one sample takes (936)."""
+        """How many N(0, 1) numbers the noise of one sample takes (936; 0 without noise)."""
         return sum(r * r for r in self._noise_resolutions)
 
     def forward(self, z: Tensor, domain: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -326,38 +381,38 @@ class MappingNetwork(nn.Module):
             noise: (N, noise_size) from N(0, 1); None draws it from torch's generator.
 
         Returns:
-            Style (N, style_dim) and content (N, content_channels, 16, 16), which is zero for normal.
+            Style (N, style_dim) and content (N, content_channels, 16, 16), which is zero for the anchor.
         """
         h = self.shared(z)  # (N, 512)
-        maps = self._noise_maps(h, noise)
-        rows = torch.arange(len(z), device=z.device)
         styles = torch.stack([branch(h) for branch in self.style_branches], dim=1)  # (N, K, style_dim)
+        if not self.config.content:
+            return _own(styles, domain), _zero_content(h, self.config)
+        maps = self._noise_maps(h, noise)
         features = [self._trunk(h, maps, k) for k in range(len(self.content_trunks))]  # one or K
-        contents = torch.stack(
-            [head(features[k % len(features)], maps[-1]) for k, head in enumerate(self.content_heads)], dim=1
-        )  # (N, K, 64, 16, 16)
-        normal = (domain == NORMAL)[:, None, None, None]
-        return styles[rows, domain], contents[rows, domain].masked_fill(normal, 0.0)
+        heads = enumerate(self.content_heads)
+        contents = [head(features[k % len(features)], *maps[-1:]) for k, head in heads]
+        contents = torch.stack(contents, dim=1)  # (N, K, 64, 16, 16)
+        return _own(styles, domain), _own(contents, domain, self.config.anchor)
 
     def for_domain(self, z: Tensor, domain: int, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As `forward` with one domain for all rows, computing that domain's branches only."""
         h = self.shared(z)  # (N, 512)
         style = self.style_branches[domain](h)  # (N, style_dim)
-        if domain == NORMAL:
-            return style, h.new_zeros(len(z), self.config.content_channels, BOTTLENECK, BOTTLENECK)
+        if not self.config.content or (self.config.anchor and domain == NORMAL):
+            return style, _zero_content(h, self.config)
         maps = self._noise_maps(h, noise)
         features = self._trunk(h, maps, domain % len(self.content_trunks))
-        return style, self.content_heads[domain](features, maps[-1])
+        return style, self.content_heads[domain](features, *maps[-1:])
 
     def _trunk(self, h: Tensor, maps: list[Tensor], index: int) -> Tensor:
         """A content branch without its last convolution: (N, 512) to (N, 128, 16, 16)."""
         h = h[:, :, None, None]  # (N, 512, 1, 1)
         for i, block in enumerate(self.content_trunks[index].children()):
-            h = block(h, maps[2 * i], maps[2 * i + 1])  # (N, 512 | 512 | 256 | 128, 2 | 4 | 8 | 16, same)
+            h = block(h, *maps[2 * i : 2 * i + 2])  # (N, 512 | 512 | 256 | 128, 2 | 4 | 8 | 16, same)
         return h
 
     def _noise_maps(self, like: Tensor, noise: Tensor | None) -> list[Tensor]:
-        """Cuts rows of noise into maps (N, 1, R, R), one for each convolution."""
+        """Cuts rows of noise into maps (N, 1, R, R), one for each convolution; none without noise."""
         if noise is None:
             noise = torch.randn(len(like), self.noise_size, dtype=like.dtype, device=like.device)
         areas = [r * r for r in self._noise_resolutions]
@@ -365,6 +420,17 @@ class MappingNetwork(nn.Module):
             part.reshape(-1, 1, r, r)
             for part, r in zip(noise.split(areas, dim=1), self._noise_resolutions, strict=True)
         ]
+
+
+def _own(branches: Tensor, domain: Tensor, anchor: bool = False) -> Tensor:
+    """Of what all domains give, each row's own, (N, K, …) to (N, …); zero for normal if it is the anchor."""
+    own = branches[torch.arange(len(domain), device=branches.device), domain]
+    return own.masked_fill((domain == NORMAL)[:, None, None, None], 0.0) if anchor else own
+
+
+def _zero_content(like: Tensor, config: DTGANConfig) -> Tensor:
+    """Zeros, a content for each row of `like`; empty without content: (N, content_channels, 16, 16)."""
+    return like.new_zeros(len(like), config.content_channels, BOTTLENECK, BOTTLENECK)
 
 
 def _perceptron(widths: list[int]) -> nn.Sequential:
@@ -423,7 +489,8 @@ class StyleContentEncoder(nn.Module):
         self.trunk = Trunk(config)
         self.pooled = Pooled(width)
         self.style = Linear(width, config.num_domains * config.style_dim)
-        self.content = nn.Conv2d(width, config.num_domains * config.content_channels, 1)
+        if config.content:
+            self.content = nn.Conv2d(width, config.num_domains * config.content_channels, 1)
         initialize(self)
 
     def forward(self, x: Tensor, domain: Tensor) -> tuple[Tensor, Tensor]:
@@ -434,14 +501,14 @@ class StyleContentEncoder(nn.Module):
             domain: (N,), long, in 0..K-1.
 
         Returns:
-            Style (N, style_dim) and content (N, content_channels, 16, 16), which is zero for normal.
+            Style (N, style_dim) and content (N, content_channels, 16, 16), which is zero for the anchor.
         """
         h = self.trunk(x)  # (N, 512, 16, 16)
-        rows = torch.arange(len(x), device=x.device)
         styles = self.style(self.pooled(h)).unflatten(1, (self.config.num_domains, -1))  # (N, K, style_dim)
+        if not self.config.content:
+            return _own(styles, domain), _zero_content(h, self.config)
         contents = self.content(leaky(h)).unflatten(1, (self.config.num_domains, -1))  # (N, K, 64, 16, 16)
-        normal = (domain == NORMAL)[:, None, None, None]
-        return styles[rows, domain], contents[rows, domain].masked_fill(normal, 0.0)
+        return _own(styles, domain), _own(contents, domain, self.config.anchor)
 
 
 class DiscriminatorOutput(NamedTuple):
@@ -449,10 +516,10 @@ class DiscriminatorOutput(NamedTuple):
 
     adversarial: Tensor
     """Real (positive) or fake, one for each foreground domain: (N, K)."""
-    foreground: Tensor
-    """Which foreground domain: (N, K)."""
-    background: Tensor
-    """Which product: (N, P)."""
+    foreground: Tensor | None
+    """Which foreground domain: (N, K); None without the foreground classifier."""
+    background: Tensor | None
+    """Which product: (N, P); None without the background classifier."""
 
 
 class Discriminator(nn.Module):
@@ -462,15 +529,18 @@ class Discriminator(nn.Module):
         super().__init__()
         self.config = config
         width, num_domains = config.full_width(BOTTLENECK), config.num_domains
-        contents = num_domains * config.content_channels
-        widths = [contents] + [config.scaled(c) for c in (128, 256, 512, 512)]  # at 16, 8, 4, 2, 1
         self.trunk = Trunk(config)
         self.pooled = Pooled(width)
         self.adversarial = Linear(width, num_domains)
-        self.background = Linear(width, config.num_products)
-        self.content = nn.Conv2d(width, contents, 1)
-        self.foreground_blocks = _encoder_blocks(widths)
-        self.foreground = Linear(widths[-1], num_domains)
+        if config.background_classifier:
+            self.background = Linear(width, config.num_products)
+        if config.foreground_classifier:
+            # These contents are D's own: K · 64 channels, whether or not the other networks have contents.
+            widths = [num_domains * config.scaled(64)]  # at 16
+            widths += [config.scaled(c) for c in (128, 256, 512, 512)]  # at 8, 4, 2, 1
+            self.content = nn.Conv2d(width, widths[0], 1)
+            self.foreground_blocks = _encoder_blocks(widths)
+            self.foreground = Linear(widths[-1], num_domains)
         initialize(self)
 
     def forward(self, x: Tensor) -> DiscriminatorOutput:
@@ -481,10 +551,13 @@ class Discriminator(nn.Module):
         """
         h = self.trunk(x)  # (N, 512, 16, 16)
         pooled = self.pooled(h)  # (N, 512)
-        content = self.content(leaky(h))  # (N, K * 64, 16, 16)
-        foreground = leaky(self.foreground_blocks(content)).flatten(1)  # (N, 512)
         return DiscriminatorOutput(
             adversarial=self.adversarial(pooled),
-            foreground=self.foreground(foreground),
-            background=self.background(pooled),
+            foreground=self._classify_foreground(h) if self.config.foreground_classifier else None,
+            background=self.background(pooled) if self.config.background_classifier else None,
         )
+
+    def _classify_foreground(self, h: Tensor) -> Tensor:
+        """Features (N, 512, 16, 16) to logits (N, K)."""
+        content = self.content(leaky(h))  # (N, K * 64, 16, 16)
+        return self.foreground(leaky(self.foreground_blocks(content)).flatten(1))

@@ -23,32 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raygen.models.blocks import AdaIN, ResidualUnit, linear_by_row, upsample
+from raygen.models.blocks import AdaIN, ResidualUnit, linear_by_row, pooled_kernel, upsample, upsampled_kernel
 from raygen.models.dtgan import Generator
-
-
-def pooled_kernel(weight: Tensor) -> Tensor:
-    """One 4×4 convolution (stride 2, padding 1) for a 3×3 convolution (padding 1) and a 2×2 average after it.
-
-    Args:
-        weight: (out, in, 3, 3).
-
-    Returns:
-        (out, in, 4, 4), differentiable.
-    """
-    return _spread(weight) / 4
-
-
-def upsampled_kernel(weight: Tensor) -> Tensor:
-    """One 4×4 transposed convolution (stride 2, padding 1) for nearest ×2 and a 3×3 convolution (padding 1).
-
-    Args:
-        weight: (out, in, 3, 3).
-
-    Returns:
-        (in, out, 4, 4), as transposed convolutions want it, differentiable.
-    """
-    return _spread(weight.flip(2, 3)).transpose(0, 1)
 
 
 def fused_kernel(fusion: Tensor, weight: Tensor) -> Tensor:
@@ -62,12 +38,6 @@ def fused_kernel(fusion: Tensor, weight: Tensor) -> Tensor:
         (out, in, k, k).
     """
     return torch.einsum("oh,hikl->oikl", fusion[:, :, 0, 0], weight)
-
-
-def _spread(weight: Tensor) -> Tensor:
-    """The full convolution of 3×3 kernels with a 2×2 kernel of ones: (.., 3, 3) to (.., 4, 4)."""
-    shifts = [(0, 1, 0, 1), (1, 0, 0, 1), (0, 1, 1, 0), (1, 0, 1, 0)]
-    return torch.stack([F.pad(weight, shift) for shift in shifts]).sum(dim=0)
 
 
 def normalize(h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ line at any angle is more than M learns in the time.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import partial
 from math import cos, pi, sqrt
 from typing import NamedTuple
 
@@ -35,9 +34,8 @@ from raygen.checkpoint import (
     Reference,
     save_checkpoint,
 )
-from raygen.models.blocks import Noise, ResidualUnit, leaky, upsample
+from raygen.models.blocks import Noise, ResidualUnit, compose_resampling, leaky
 from raygen.models.dtgan import PRESETS, Generator, MappingNetwork, StyleContentEncoder
-from raygen.models.dtgan_folded import pooled_kernel, upsampled_kernel
 from raygen.records import digest
 from raygen.surfaces import DEFECT_TYPES, PRODUCTS, render_defect, render_normal
 
@@ -81,7 +79,7 @@ def warm_up(
         torch.manual_seed(seed)
         generator, encoder, mapping = Generator(SIZES), StyleContentEncoder(SIZES), MappingNetwork(SIZES)
         for network in (generator, encoder):
-            _compose(network)
+            compose_resampling(network)
         _train_layers(generator, encoder, pairs, steps, say)
         _train_mapping(mapping, encoder, pairs, 4 * steps, say)
         bank = _render_pairs("reference", seed, references_per_cell)
@@ -347,25 +345,3 @@ def _report(what: str, losses: list[float], steps: int, say: Callable[[str], Non
     fifth = max(1, steps // 5)
     if len(losses) % fifth == 0:
         say(f"warm-up: {what}, step {len(losses)} of {steps}, loss {sum(losses[-fifth:]) / fifth:.3f}")
-
-
-def _compose(network: nn.Module) -> None:
-    """Makes resampling units twice as fast: convolution and resampling in one kernel, the skip where it is small.
-
-    The same function of the same weights but for rounding, see `dtgan_folded`.
-    """
-    for unit in network.modules():
-        if isinstance(unit, ResidualUnit) and unit.resample is not None:
-            unit.__dict__.update(first=partial(_composed_first, unit), join=partial(_composed_join, unit))
-
-
-def _composed_first(unit: ResidualUnit, h: Tensor) -> Tensor:
-    resample, kernel = (
-        (F.conv_transpose2d, upsampled_kernel) if unit.resample == "up" else (F.conv2d, pooled_kernel)
-    )
-    return resample(leaky(h), kernel(unit.conv1.weight), unit.conv1.bias, stride=2, padding=1)
-
-
-def _composed_join(unit: ResidualUnit, x: Tensor, h: Tensor) -> Tensor:
-    x = upsample(unit.skip(x)) if unit.resample == "up" else unit.skip(F.avg_pool2d(x, 2))
-    return (x + h) / sqrt(2)
