@@ -29,7 +29,7 @@ ONLY_IN = {
     "fsspec": {"storage"},
     "pyarrow.fs": {"storage"},
 }
-NO_TORCH = ("data/pool", "generate/plan", "generate/shards", "publish/")
+NO_TORCH = ("data/pool", "data/defects", "generate/plan", "generate/shards", "publish/")
 
 
 def imports(path: Path) -> set[str]:

@@ -1,0 +1,320 @@
+"""A defect set is listed alike in both layouts, with its masks and splits, and loaded whole or not at all."""
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raygen import images, storage, surfaces
+from raygen.data.defects import MVTEC_TYPES, Photo, group_by_cell, list_defect_set, load_photos
+from raygen.errors import UserError
+
+SIZE = 32
+PRODUCTS = sorted(surfaces.PRODUCTS)
+PNG = images.encode_png(np.zeros((SIZE, SIZE, 1), np.uint8))
+
+
+def write_defect_set(uri: str, rename: dict[str, str] | None = None, **options) -> dict[str, np.ndarray]:
+    """Writes two normals a product and one defect a type, each with its mask; returns name -> pixels."""
+    found = {}
+    for name, pixels in surfaces.defect_set(num_normals=2, num_per_type=1, seed=0, size=SIZE, **options):
+        for old, new in (rename or {}).items():
+            name = name.replace(old, new)
+        found[name] = pixels
+        storage.put(storage.join(uri, name), images.encode_png(np.atleast_3d(pixels)))
+    return found
+
+
+def write_mvtec(uri: str, category: str, defects: dict[str, list[int]]) -> str:
+    """Writes one category: two normals under train, one under test, and defects with masks."""
+    base = storage.join(uri, category) if category else uri
+    names = ["train/good/000.png", "train/good/001.png", "test/good/000.png"]
+    for defect, ids in defects.items():
+        names += [f"test/{defect}/{i:03d}.png" for i in ids]
+        names += [f"ground_truth/{defect}/{i:03d}_mask.png" for i in ids]
+    for name in names:
+        storage.put(storage.join(base, name), PNG)
+    return base
+
+
+def names(photos: tuple[Photo, ...], base_uri: str) -> list[str]:
+    return [photo.uri.removeprefix(base_uri + "/") for photo in photos]
+
+
+def table(photos: tuple[Photo, ...]) -> dict[tuple[str, str, str], int]:
+    return Counter((photo.product, photo.defect_type, photo.split) for photo in photos)
+
+
+def test_our_layout(folder_uri: str) -> None:
+    written = write_defect_set(folder_uri)
+    photos = list_defect_set(folder_uri + "/")
+    assert names(photos, folder_uri) == sorted(name for name in written if "_mask" not in name)
+    for photo in photos:
+        product, defect_type, name = photo.uri.split("/")[-3:]
+        mask_uri = photo.uri.replace(".png", "_mask.png") if defect_type != "normal" else None
+        assert photo[1:5] == (product, defect_type, mask_uri, "")
+        assert photo.etag == storage.stat(photo.uri).etag
+        assert mask_uri is None or storage.exists(mask_uri), name
+    assert set(table(photos)) == {
+        (product, defect_type, "") for product in PRODUCTS for defect_type in ("normal", "scratches", "spots")
+    }
+
+
+def test_folders_are_matched_in_any_case_and_files_by_extension(tmp_path: Path) -> None:
+    for name in (
+        "A/Good/1.JPG", "A/NORMAL/2.png", "A/Scratches/3.tiff", "A/Scratches/3_mask.png", "A/Spots/4.webp",
+        "A/Spots/5_mask.png", "A/Spots/notes.txt", "A/stray.png", "A/Spots/deeper/6.png", "top.png",
+    ):  # fmt: skip
+        storage.put(str(tmp_path / name), b"x")
+    photos = list_defect_set(str(tmp_path))
+    assert [(Path(p.uri).name, p.defect_type, p.mask_uri and Path(p.mask_uri).name) for p in photos] == [
+        ("1.JPG", "normal", None),
+        ("2.png", "normal", None),
+        ("3.tiff", "scratches", "3_mask.png"),
+        ("4.webp", "spots", None),
+    ]
+
+
+def test_metadata_tells_splits(folder_uri: str) -> None:
+    write_defect_set(folder_uri, {"/normal/": "/Normal/", "/scratches/": "/Scratches/"})
+    rows = [
+        "id,source,product,domain,split",
+        "000000,x,brushed_metal,NORMAL,train",
+        "000001,x,brushed_metal,good,val",
+        "000000,x,brushed_metal,scratches,test",
+        "000000,x,woven_fabric,Normal,test",
+        "000099,x,brushed_metal,Normal,train",  # no such file
+        "0,x,grained_leather,Normal,train",  # an id is a name, not a number
+        "short",
+    ]
+    storage.put(storage.join(folder_uri, "metadata.csv"), "\n".join(rows).encode("utf-8-sig"))
+    photos = list_defect_set(folder_uri)
+    assert {"/".join(p.uri.split("/")[-3:]): p.split for p in photos if p.split} == {
+        "brushed_metal/Normal/000000.png": "train",
+        "brushed_metal/Normal/000001.png": "val",
+        "brushed_metal/Scratches/000000.png": "test",
+        "woven_fabric/Normal/000000.png": "test",
+    }
+    assert len(photos) == 12
+
+
+def test_metadata_that_cannot_say_whose_splits_they_are(tmp_path: Path) -> None:
+    write_defect_set(str(tmp_path))
+    metadata = tmp_path / "metadata.csv"
+    metadata.write_text("file_name,text\na.png,x\n")  # not about splits
+    assert {photo.split for photo in list_defect_set(str(tmp_path))} == {""}
+    metadata.write_text("id,product,type,split\n000000,brushed_metal,normal,train\n")
+    with pytest.raises(UserError, match=r"metadata\.csv: has splits, but no column domain; add it"):
+        list_defect_set(str(tmp_path))
+    metadata.write_bytes(b"id,product,domain,split\n\xff\xfe,,,\n")
+    with pytest.raises(UserError, match=r"metadata\.csv: not a CSV file in UTF-8"):
+        list_defect_set(str(tmp_path))
+
+
+def test_one_listing_and_no_request_per_file(s3_uri: str) -> None:
+    write_defect_set(s3_uri)
+    requests: list[str] = []
+    client = storage._client()
+
+    def count(model, **_: object) -> None:
+        requests.append(model.name)
+
+    client.meta.events.register("before-call", count)
+    try:
+        assert len(list_defect_set(s3_uri)) == 12
+        assert requests == ["ListObjectsV2"]
+        storage.put(storage.join(s3_uri, "metadata.csv"), b"id,product,domain,split\n")
+        requests.clear()
+        list_defect_set(s3_uri)
+        assert requests == ["ListObjectsV2", "GetObject"]
+    finally:
+        client.meta.events.unregister("before-call", count)
+
+
+def test_types_rename_and_drop_folders(tmp_path: Path) -> None:
+    write_defect_set(str(tmp_path), {"/scratches/": "/Crack/"})
+    photos = list_defect_set(str(tmp_path), types={"crack": "scratches", "Spots": "-"})
+    assert {photo.defect_type for photo in photos} == {"normal", "scratches"}
+    assert all(photo.mask_uri for photo in photos if photo.defect_type == "scratches")
+    photos = list_defect_set(str(tmp_path), types={"spots": "", "good": "normal"})
+    assert {photo.defect_type for photo in photos} == {"normal", "crack"}
+
+
+def test_products_restrict(tmp_path: Path) -> None:
+    write_defect_set(str(tmp_path))
+    photos = list_defect_set(str(tmp_path), products=["woven_fabric", "brushed_metal"])
+    assert {photo.product for photo in photos} == {"woven_fabric", "brushed_metal"}
+    with pytest.raises(UserError, match="no product 'steel' there; choose from brushed_metal, grained_lea"):
+        list_defect_set(str(tmp_path), products=["brushed_metal", "steel"])
+
+
+def test_mvtec_layout(folder_uri: str) -> None:
+    write_mvtec(folder_uri, "bottle", {"broken_large": [0, 1], "Crack": [0]})
+    write_mvtec(folder_uri, "grid", {"bent": [3]})
+    storage.put(
+        storage.join(folder_uri, "metadata.csv"), b"category,path,split\nbottle,x,train\n"
+    )  # another's
+    photos = list_defect_set(folder_uri)
+    assert table(photos) == {
+        ("bottle", "normal", "train"): 2,
+        ("bottle", "normal", "test"): 1,
+        ("bottle", "broken_large", ""): 2,
+        ("bottle", "crack", ""): 1,
+        ("grid", "normal", "train"): 2,
+        ("grid", "normal", "test"): 1,
+        ("grid", "bent", ""): 1,
+    }
+    for photo in photos:
+        mask_uri = photo.uri.replace("/test/", "/ground_truth/").replace(".png", "_mask.png")
+        assert photo.mask_uri == (None if photo.defect_type == "normal" else mask_uri)
+    assert len(list_defect_set(folder_uri, products=["grid"])) == 4
+
+
+def test_mvtec_with_splits_of_our_kind(tmp_path: Path) -> None:
+    write_mvtec(str(tmp_path), "bottle", {"crack": [0, 1, 2]})
+    rows = "id,product,domain,split\n000,bottle,crack,train\n001,bottle,Crack,test\n000,bottle,good,val\n"
+    (tmp_path / "metadata.csv").write_text(rows)
+    photos = list_defect_set(str(tmp_path))
+    assert [(p.defect_type, p.split) for p in photos] == [
+        ("crack", "train"),
+        ("crack", "test"),
+        ("crack", ""),
+        ("normal", "test"),  # of a normal the folder tells: both folders count from 000
+        ("normal", "train"),
+        ("normal", "train"),
+    ]
+
+
+def test_one_mvtec_category(folder_uri: str) -> None:
+    category_uri = write_mvtec(folder_uri, "leather", {"cut": [0, 1], "poke": [0]})
+    photos = list_defect_set(category_uri)
+    assert photos == list_defect_set(folder_uri)
+    assert table(photos) == {
+        ("leather", "normal", "train"): 2,
+        ("leather", "normal", "test"): 1,
+        ("leather", "scratches", ""): 2,
+        ("leather", "spots", ""): 1,
+    }
+
+
+def test_one_mvtec_category_from_within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write_mvtec(str(tmp_path), "bottle", {"crack": [0]}))
+    assert {photo.product for photo in list_defect_set(".")} == {"bottle"}
+
+
+def test_table_17_sums_as_the_paper_says(tmp_path: Path) -> None:
+    """MVTec AD's own counts of photos, of which the paper takes those in its table."""
+    counts = {
+        "carpet": {"color": 19, "cut": 17, "hole": 17, "metal_contamination": 17, "thread": 19},
+        "leather": {"color": 19, "cut": 19, "fold": 17, "glue": 19, "poke": 18},
+        "tile": {"crack": 17, "glue_strip": 18, "gray_stroke": 16, "oil": 18, "rough": 17},
+        "wood": {"color": 8, "combined": 11, "hole": 10, "liquid": 10, "scratch": 21},
+    }
+    for category, defects in counts.items():
+        for folder in ("train/good", *(f"test/{defect}" for defect in defects)):
+            (tmp_path / category / folder).mkdir(parents=True)
+            for number in range(defects.get(folder.removeprefix("test/"), 1)):
+                (tmp_path / category / folder / f"{number:03d}.png").touch()
+    photos = list_defect_set(str(tmp_path))
+    assert {key[:2]: count for key, count in table(photos).items() if key[1] != "normal"} == {
+        ("carpet", "scratches"): 24,
+        ("carpet", "spots"): 23,
+        ("leather", "scratches"): 48,
+        ("leather", "spots"): 39 - 1,  # glue's 009, which the paper counts under both
+        ("tile", "scratches"): 17,
+        ("wood", "scratches"): 19,
+        ("wood", "spots"): 12,
+    }
+    of_color = [Path(p.uri).stem for p in photos if "/wood/test/color/" in p.uri]
+    assert of_color == ["003", "005"]
+    mine = list_defect_set(str(tmp_path), types={"color": "spots", "liquid": "liquid", "hole": "-"})
+    of_wood = {key[1]: count for key, count in table(mine).items() if key[0] == "wood"}
+    assert of_wood == {"normal": 1, "spots": 8 + 3, "liquid": 10, "scratches": 16 + 1}
+
+
+def test_table_17_is_of_the_mvtec_layout_alone(tmp_path: Path) -> None:
+    for name in ("normal/0.png", "crack/0.png", "oil/0.png"):
+        storage.put(str(tmp_path / "tile" / name), PNG)
+    assert "tile" in MVTEC_TYPES
+    assert {photo.defect_type for photo in list_defect_set(str(tmp_path))} == {"normal", "crack", "oil"}
+
+
+@pytest.mark.parametrize(
+    ("files", "types", "message"),
+    [
+        ([], {}, "nothing there; expected {product}/{defect_type}/{id}.png"),
+        (["a/notes.txt", "b.png"], {}, "no photos among the 2 files there; expected"),
+        (["a/b/spots/0.png", "a/spots/0_mask.png"], {}, "no photos among the 2 files there; expected"),
+        (["a/spots/0.png"], {}, "no normals there; put some into {product}/normal/"),
+        (["a/normal/0.png"], {}, "no defects there; put some into {product}/{defect_type}/"),
+        (["a/normal/0.png", "a/spots/0.png"], {"spots": "-"}, "no defects there (left out: a/spots); put"),
+        (["tile/train/good/0.png", "tile/test/oil/0.png"], {}, "no defects there (left out: tile/oil); put"),
+        (
+            ["a/train/good/0.png", "a/train/cut/0.png"],
+            {},
+            "is a defect under train/, where MVTec AD has none",
+        ),
+    ],
+)
+def test_sets_that_cannot_be_used(folder_uri: str, files: list[str], types, message: str) -> None:
+    for name in files:
+        storage.put(storage.join(folder_uri, name), PNG)
+    with pytest.raises(UserError) as caught:
+        list_defect_set(folder_uri, types=types)
+    assert message in str(caught.value)
+    assert folder_uri in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_photos_are_loaded_in_order(folder_uri: str) -> None:
+    written = write_defect_set(folder_uri, channels=3)
+    photos = list_defect_set(folder_uri)[::-1]
+    pixels = load_photos(photos, SIZE, 3, num_threads=3)
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels, np.stack([written[name] for name in names(photos, folder_uri)]))
+
+
+@pytest.mark.parametrize(("size", "channels"), [(16, 1), (48, 3)])
+def test_photos_of_another_size_are_brought_to_it(tmp_path: Path, size: int, channels: int) -> None:
+    wide = np.repeat(np.arange(60, dtype=np.uint8)[None, :, None], 40, axis=0)
+    for name in ("a/normal/0.png", "a/spots/0.png"):
+        storage.put(str(tmp_path / name), images.encode_png(wide))
+    pixels = load_photos(list_defect_set(str(tmp_path)), size, channels)
+    assert pixels.shape == (2, size, size, channels)
+    assert 25 < pixels.mean() < 35  # its middle
+    assert load_photos([], size, channels).shape == (0, size, size, channels)
+
+
+def test_an_unusable_photo_is_named(folder_uri: str) -> None:
+    write_defect_set(folder_uri)
+    spoilt = storage.join(folder_uri, "grained_leather/spots/000000.png")
+    storage.put(spoilt, storage.read(spoilt)[:200])
+    photos = list_defect_set(folder_uri)
+    with pytest.raises(UserError, match=rf"{spoilt}: truncated: .*; repair or remove it"):
+        load_photos(photos, SIZE, 1)
+    storage.put(spoilt, PNG)
+    with pytest.raises(UserError, match=rf"{spoilt}: gone or changed since it was listed"):
+        load_photos(photos, SIZE, 1)
+    storage.delete(spoilt)
+    with pytest.raises(UserError, match=rf"{spoilt}: gone or changed since it was listed"):
+        load_photos(photos, SIZE, 1)
+
+
+def test_cells_are_in_a_fixed_order(tmp_path: Path) -> None:
+    write_defect_set(str(tmp_path), {"/scratches/": "/dents/"})  # sorts before "normal"
+    photos = list_defect_set(str(tmp_path))
+    for some in (photos, photos[::-1]):
+        cells = group_by_cell(some)
+        assert list(cells) == [(p, kind) for p in PRODUCTS for kind in ("normal", "dents", "spots")]
+        assert sorted(i for indices in cells.values() for i in indices) == list(range(len(photos)))
+        for cell, indices in cells.items():
+            assert indices == sorted(indices)
+            assert {(some[i].product, some[i].defect_type) for i in indices} == {cell}
+
+
+def test_neither_torch_nor_ray_is_needed() -> None:
+    code = "import sys, raygen.data.defects; assert not {'torch', 'ray', 'boto3'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
