@@ -4,6 +4,7 @@
     generator.safetensors              EMA weights of all that generation needs
     references/codes.safetensors       the reference bank's style and content codes, row for row with
     references/index.json              where each reference came from
+    judge.safetensors                  the discriminator with its classifiers (not read for generation)
 
 Nothing is ever unpickled. config.json is written last: a folder with one is complete.
 """
@@ -28,6 +29,8 @@ CONFIG = "config.json"
 GENERATOR = "generator.safetensors"
 REFERENCE_CODES = "references/codes.safetensors"
 REFERENCE_INDEX = "references/index.json"
+JUDGE = "judge.safetensors"
+BEST = "best.json"
 
 
 class Reference(BaseModel):
@@ -53,6 +56,7 @@ class CheckpointConfig(BaseModel):
     defect_types: tuple[str, ...]  # without "normal"
     images_seen: int  # training progress; 0 = untrained
     trained_on: str  # for a person: which images, which command
+    training: dict[str, Any] = {}  # for the record: recipe, seconds, validation; decides nothing
     files: dict[str, str] = {}  # name -> SHA-256
 
 
@@ -119,9 +123,10 @@ def save_checkpoint(
 
 
 def load_checkpoint(uri: str) -> Checkpoint:
-    """Reads a checkpoint folder and checks every file in it.
+    """Reads what generation needs of a checkpoint folder, every file checked.
 
-    `null:SIZExCHANNELS` names the generator that copies the normal: a checkpoint without files.
+    A training's folder stands for its best checkpoint. `null:SIZExCHANNELS` names the generator that copies the
+    normal: a checkpoint without files.
 
     Raises:
         UserError: no checkpoint there, or a damaged one; names the file.
@@ -131,6 +136,8 @@ def load_checkpoint(uri: str) -> Checkpoint:
     try:
         config = CheckpointConfig.model_validate_json(storage.read(storage.join(uri, CONFIG)))
     except storage.ObjectMissingError:
+        if best := _best(uri):
+            return load_checkpoint(best)
         raise UserError(
             f"{uri}: no checkpoint there (no {CONFIG}); name a folder that `train` wrote"
         ) from None
@@ -138,6 +145,8 @@ def load_checkpoint(uri: str) -> Checkpoint:
         raise UserError(f"{uri}/{CONFIG}: not a checkpoint's config ({_first(error)})") from None
     files: dict[str, bytes] = {}
     for name, sha in config.files.items():
+        if name == JUDGE:
+            continue
         try:
             files[name] = storage.read(storage.join(uri, name))
         except storage.ObjectMissingError:
@@ -145,6 +154,14 @@ def load_checkpoint(uri: str) -> Checkpoint:
         if _sha256(files[name]) != sha:
             raise UserError(f"{uri}/{name}: damaged (SHA-256 differs); copy the checkpoint again")
     return Checkpoint(uri, config, files)
+
+
+def _best(uri: str) -> str | None:
+    """The best checkpoint of a training's folder."""
+    try:
+        return storage.join(uri, json.loads(storage.read(storage.join(uri, BEST)))["checkpoint"])
+    except storage.ObjectMissingError:
+        return None
 
 
 def _null_checkpoint(uri: str) -> Checkpoint:

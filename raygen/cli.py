@@ -25,33 +25,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+_EXAMPLES = {"train": "dtgan-128.toml", "generate": "generate.toml"}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="raygen", description="Learn industrial defects from a few photographs and put them on many."
     )
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    generate = commands.add_parser("generate", help="put defects on every normal of a pool")
-    generate.add_argument("recipe", nargs="?", help="a TOML file, such as jobs/generate.toml")
-    generate.add_argument(
-        "--set",
-        dest="overrides",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="set a key of the recipe, say --set compute.num_actors=4; may be repeated",
-    )
-    generate.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
-    generate.set_defaults(run=_generate)
+    for name, run, what in (
+        ("train", _train, "learn defects from a defect set"),
+        ("generate", _generate, "put defects on every normal of a pool"),
+    ):
+        command = commands.add_parser(name, help=what)
+        command.add_argument("recipe", nargs="?", help=f"a TOML file, such as jobs/{_EXAMPLES[name]}")
+        command.add_argument(
+            "--set",
+            dest="overrides",
+            metavar="KEY=VALUE",
+            action="append",
+            default=[],
+            help="set a key of the recipe, say --set seed=1; may be repeated",
+        )
+        command.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
+        command.set_defaults(run=run)
 
     verify = commands.add_parser("verify", help="check that a run folder holds what its manifest promises")
     verify.add_argument("output", help="the run folder")
     verify.set_defaults(run=_verify)
 
+    surfaces = commands.add_parser("surfaces", help="render a procedural defect set to try `train` on")
+    surfaces.add_argument("output", help="a folder or an s3:// prefix")
+    surfaces.add_argument("--normals", type=int, default=200, help="of each product (default: 200)")
+    surfaces.add_argument("--defects", type=int, default=100, help="of each product and type (default: 100)")
+    surfaces.add_argument("--size", type=int, default=64, help="of an image in pixels (default: 64)")
+    surfaces.add_argument("--seed", type=int, default=0)
+    surfaces.set_defaults(run=_surfaces)
+
     demo = commands.add_parser("demo", help="make surfaces, put defects on them, show the sheet")
     demo.add_argument("folder", nargs="?", default="demo", help="where to put everything (default: demo)")
     demo.set_defaults(run=_demo)
     return parser
+
+
+def _train(args: argparse.Namespace) -> None:
+    from raygen.config import TrainConfig, load_config
+    from raygen.train.job import dry_run, train
+
+    config = load_config(TrainConfig, args.recipe, args.overrides)
+    (dry_run if args.dry_run else train)(config)
 
 
 def _generate(args: argparse.Namespace) -> None:
@@ -70,6 +93,19 @@ def _verify(args: argparse.Namespace) -> None:
         f"{args.output}: {manifest.num_samples:,} samples of {manifest.num_normals:,} normals in "
         f"{len(manifest.shards):,} shards, {sum(manifest.rejects.values()):,} normals rejected: all as promised"
     )
+
+
+def _surfaces(args: argparse.Namespace) -> None:
+    from raygen import images, storage, surfaces
+
+    try:
+        for name, pixels in surfaces.defect_set(args.normals, args.defects, args.seed, args.size):
+            # A mask has no axis of channels.
+            storage.put(
+                storage.join(args.output, name), images.encode_png(pixels.reshape(args.size, args.size, 1))
+            )
+    except ValueError as error:
+        raise UserError(f"surfaces: {error}") from None
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ MODULES = sorted(ROOT.glob("raygen/**/*.py")) + sorted(ROOT.glob("jobs/*.py"))
 
 # Imports point to the left (a lower number), or stay in the layer.
 LAYERS = [
-    {"errors", "records", "images", "storage", "checkpoint", "surfaces"},
+    {"errors", "records", "images", "storage", "checkpoint", "surfaces", "show"},
     {"models", "data"},
     {"config"},
     {"train", "generate", "evaluate"},

@@ -2,7 +2,8 @@
 
 import io
 
-from raygen.generate.progress import Progress, duration, progress_line, size
+from raygen.generate.progress import Progress, progress_line
+from raygen.show import duration, size
 
 
 def test_the_line() -> None:

@@ -5,21 +5,19 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from raygen import images, storage
 from raygen.checkpoint import Checkpoint, load_checkpoint
-from raygen.config import GenerateConfig
+from raygen.config import GenerateConfig, check_writable, refuse_lost_places
 from raygen.data.pool import RawNormal, index_pool, read_normals
-from raygen.errors import UserError
 from raygen.generate.plan import Run, draft_run, open_run, read_run, refuse_another, unseen_products
-from raygen.generate.progress import duration, size
 from raygen.generate.shards import Manifest, done_shards, read_manifest, write_manifest
 from raygen.generate.sheet import contact_sheet
 from raygen.records import sample_seed
+from raygen.show import duration, size
 
 CONTACT_SHEET = "contact-sheet.png"
 
@@ -36,12 +34,12 @@ def generate(config: GenerateConfig, say: Callable[[str], None] = print) -> Mani
         PromiseError: more bad normals than allowed; what was written stays.
     """
     started = time.monotonic()
-    _refuse_lost_places(config)
+    refuse_lost_places({"pool": config.pool, "output": config.output, "checkpoint": config.checkpoint})
     checkpoint = load_checkpoint(config.checkpoint)
     manifest = read_manifest(config.output)
     if manifest is None:
         say(f"indexing {config.pool} …")
-        _check_writable(config.output)
+        check_writable(config.output)
     run = open_run(config, checkpoint)
     _say_what(config, run, checkpoint, say)
     if manifest is not None:
@@ -49,8 +47,9 @@ def generate(config: GenerateConfig, say: Callable[[str], None] = print) -> Mani
         return manifest
 
     from raygen.generate import on_ray  # here, so that a refusal or a no-op costs no start of Ray
+    from raygen.on_ray import connected
 
-    with on_ray.connected():
+    with connected():
         stats = on_ray.run_shards(config, run, checkpoint, say)
     storage.put(storage.join(config.output, CONTACT_SHEET), contact_sheet(config, run, stats))
     manifest = write_manifest(config.output, run.run_id, stats)
@@ -80,26 +79,6 @@ def dry_run(config: GenerateConfig, say: Callable[[str], None] = print) -> None:
     stages = ", ".join(f"{stage} {1000 * value:.1f} ms" for stage, value in seconds.items())
     say(f"about {size(num_bytes * run.num_normals)}; one normal takes {stages} on one core of this machine,")
     say(f"so all take {duration(total)} of one core, {duration(total / cores)} of {cores} such cores")
-
-
-def _refuse_lost_places(config: GenerateConfig) -> None:
-    """Raises UserError for a relative folder in a Ray job, which would be looked for, or lost, in a copy."""
-    for key, uri in (("pool", config.pool), ("output", config.output), ("checkpoint", config.checkpoint)):
-        relative = storage.is_local(uri) and not uri.startswith(("/", "file://", "null:"))
-        if relative and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-            raise UserError(
-                f"{key} = {uri}: a Ray job works in a copy of this folder; give an absolute path or s3://"
-            )
-
-
-def _check_writable(output_uri: str) -> None:
-    probe = storage.join(output_uri, ".raygen-may-write")
-    try:
-        storage.put(probe, b"")
-    except UserError as error:
-        raise UserError(f"output: {error}") from None
-    with suppress(UserError):  # who may write need not be allowed to delete, and the probe is hidden
-        storage.delete(probe)
 
 
 def _say_what(config: GenerateConfig, run: Run, checkpoint: Checkpoint, say: Callable[[str], None]) -> None:

@@ -7,11 +7,9 @@ a row. The driver sees the stats of finished shards, never an image.
 
 import functools
 import logging
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pyarrow as pa
 import ray
@@ -28,30 +26,6 @@ from raygen.generate.plan import Run
 from raygen.generate.progress import Progress
 from raygen.generate.resources import Resources, plan_resources
 from raygen.generate.stages import GenerateActor, read_shard
-
-
-@contextmanager
-def connected() -> Iterator[None]:
-    """A Ray to work on: the one this process already has, the cluster that RAY_ADDRESS names (as it does in a
-    job), or one of this machine alone, for the time being."""
-    if ray.is_initialized():
-        yield
-        return
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(address="auto", log_to_driver=True)
-    else:
-        # A cluster of one machine and one process needs no token; asking for one would leave a file in the
-        # home folder that turns authentication on for every cluster started here later.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            logging_level=logging.WARNING,
-        )
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def run_shards(

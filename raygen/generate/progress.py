@@ -4,6 +4,8 @@ import sys
 import time
 from typing import TextIO
 
+from raygen.show import duration
+
 
 class Progress:
     """Counts samples and rejects, and says how fast and how much longer.
@@ -56,20 +58,3 @@ def progress_line(done: int, num_samples: int, rejects: int, rate: float) -> str
     share = 100 * (done + rejects) // num_samples if num_samples else 100
     made = f"{done:,} of {num_samples:,} samples ({share} %)"
     return f"{made} · {rate:,.0f} images/s · {rejects:,} rejected · {left}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for a person: `42 s`, `7 min`, `3 h 20 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def size(num_bytes: float) -> str:
-    """Bytes for a person: `312 kB`, `4.2 GB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.3g} TB"

@@ -1,23 +1,18 @@
 """The contact sheet: normals and what was made of them, side by side, for a person's eyes."""
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from raygen import images
 from raygen.config import GenerateConfig
 from raygen.data.pool import read_normals
 from raygen.generate.plan import Run
 from raygen.generate.shards import ShardStats, read_shard
+from raygen.show import draw_sheet
 
-_MARGIN = 8
-_CAPTION = 30  # height of a caption, pixels
-_SMALLEST_CELL = 160  # smaller images are magnified by whole numbers
 _MAX_COLUMNS = 8
 _MAX_PRODUCTS = 12
-_INK, _PAPER = (30, 30, 30), (250, 250, 250)
 
 
 def contact_sheet(config: GenerateConfig, run: Run, stats: Sequence[ShardStats], num_rows: int = 3) -> bytes:
@@ -45,7 +40,7 @@ def contact_sheet(config: GenerateConfig, run: Run, stats: Sequence[ShardStats],
             first = uris.index(uri)
             pngs = [samples["image"][first + i]["bytes"].as_py() for i in range(len(requests))]
             rows.append([normal, *(_decode(png, config, run) for png in pngs)])
-    return _draw(captions, groups, scale=-(-_SMALLEST_CELL // run.image_size), size=run.image_size)
+    return draw_sheet(captions, groups, run.image_size)
 
 
 def _decode(data: bytes, config: GenerateConfig, run: Run) -> np.ndarray:
@@ -56,28 +51,3 @@ def _spread(items: list[str], count: int) -> list[str]:
     """`count` items at even distances, for variety."""
     step = max(1, len(items) // count)
     return items[::step][:count]
-
-
-def _draw(captions: list[str], groups: dict[str, list[list[np.ndarray]]], scale: int, size: int) -> bytes:
-    cell = scale * size
-    pitch = cell + _MARGIN
-    num_rows = sum(map(len, groups.values()))
-    height = _CAPTION + sum(_CAPTION for _ in groups) + num_rows * pitch + _MARGIN
-    sheet = Image.new("RGB", (_MARGIN + pitch * len(captions), height), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=15)
-    for column, caption in enumerate(captions):
-        draw.text((_MARGIN + column * pitch, _MARGIN), caption, _INK, font)
-    top = _CAPTION
-    for product, rows in groups.items():
-        draw.text((_MARGIN, top + _MARGIN), product, _INK, font)
-        top += _CAPTION
-        for row in rows:
-            for column, pixels in enumerate(row):
-                image = Image.fromarray(pixels.squeeze()).convert("RGB")
-                image = image.resize((cell, cell), Image.Resampling.NEAREST)
-                sheet.paste(image, (_MARGIN + column * pitch, top))
-            top += pitch
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()

@@ -73,6 +73,8 @@ class DTGANConfig:
         shared_content_trunk: M has one content branch, not K; its last convolution alone is per domain.
         background_skip: the generator's output is the input image plus a correction that starts at zero. Not
             with joint decoders, which have no background of their own.
+        trunk_norm: norm in the trunks of E and D: "none" as in the paper, or "instance". Without one a small
+            D needs tens of thousands of images to see that a photo has a scratch at all; with it, some thousands.
         content: False: style alone, as in StarGAN v2; contents are empty, (N, 0, 16, 16). It wants
             `decoders="joint"` and neither `anchor` nor `content_noise`.
         decoders: "separate" for background and foreground (`Generator`), or "joint" (`JointGenerator`).
@@ -97,6 +99,7 @@ class DTGANConfig:
     content_norm: Literal["pixel", "literal"] = "pixel"
     shared_content_trunk: bool = False
     background_skip: bool = False
+    trunk_norm: Literal["none", "instance"] = "none"
     content: bool = True
     decoders: Literal["separate", "joint"] = "separate"
     foreground_classifier: bool = True
@@ -119,6 +122,7 @@ class DTGANConfig:
         require(self.stem_kernel in (1, 3), "stem_kernel", "1 or 3")
         require(self.background_out >= 1, "background_out", "at least 1")
         require(self.content_norm in ("pixel", "literal"), "content_norm", '"pixel" or "literal"')
+        require(self.trunk_norm in ("none", "instance"), "trunk_norm", '"none" or "instance"')
         require(self.decoders in ("separate", "joint"), "decoders", '"separate" or "joint"')
         if not self.content:
             require(self.decoders == "joint", "decoders", '"joint" without content')
@@ -150,6 +154,16 @@ class DTGANConfig:
         return self.full_width(BOTTLENECK) - self.content_channels
 
     @property
+    def noise_resolutions(self) -> tuple[int, ...]:
+        """Of the noise maps of M, in the order of the convolutions they follow."""
+        return (2, 2, 4, 4, 8, 8, 16, 16, 16) if self.content_noise else ()
+
+    @property
+    def noise_size(self) -> int:
+        """How many N(0, 1) numbers M's noise for one sample takes (936; 0 without noise)."""
+        return sum(r * r for r in self.noise_resolutions)
+
+    @property
     def resolutions(self) -> list[int]:
         """Those above the bottleneck, rising: 32, 64, ... image_size."""
         return [2**i for i in range(5, self.image_size.bit_length())]
@@ -161,7 +175,14 @@ PRESETS: dict[str, DTGANConfig] = {
         channels=1, width=1 / 4, stem_kernel=3, shared_content_trunk=True, background_skip=True
     ),
     "small-64": DTGANConfig(
-        image_size=64, channels=1, width=1 / 8, stem_kernel=3, shared_content_trunk=True, background_skip=True
+        image_size=64,
+        channels=1,
+        width=1 / 8,
+        stem_kernel=3,
+        background_out=128,  # with the skip, B only corrects
+        shared_content_trunk=True,
+        background_skip=True,
+        trunk_norm="instance",
     ),
 }
 
@@ -348,8 +369,7 @@ class MappingNetwork(nn.Module):
             nn.Sequential(_perceptron([hidden] * 4), Linear(hidden, config.style_dim)) for _ in domains
         )
 
-        # (c) Content; the noise maps' resolutions are in the order of the convolutions they follow
-        self._noise_resolutions = (2, 2, 4, 4, 8, 8, 16, 16, 16) if config.content_noise else ()
+        # (c) Content
         norm = instance_norm if config.content_norm == "literal" else lambda _: PixelNorm()
         block = NoisyResBlock if config.content_noise else partial(ResBlock, resample="up", widen_first=True)
         head = NoisyConv if config.content_noise else norm_conv
@@ -370,7 +390,7 @@ class MappingNetwork(nn.Module):
     @property
     def noise_size(self) -> int:
         """How many N(0, 1) numbers the noise of one sample takes (936; 0 without noise)."""
-        return sum(r * r for r in self._noise_resolutions)
+        return self.config.noise_size
 
     def forward(self, z: Tensor, domain: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Style and content of each row's own domain: all branches are computed, then picked from.
@@ -415,10 +435,10 @@ class MappingNetwork(nn.Module):
         """Cuts rows of noise into maps (N, 1, R, R), one for each convolution; none without noise."""
         if noise is None:
             noise = torch.randn(len(like), self.noise_size, dtype=like.dtype, device=like.device)
-        areas = [r * r for r in self._noise_resolutions]
+        areas = [r * r for r in self.config.noise_resolutions]
         return [
             part.reshape(-1, 1, r, r)
-            for part, r in zip(noise.split(areas, dim=1), self._noise_resolutions, strict=True)
+            for part, r in zip(noise.split(areas, dim=1), self.config.noise_resolutions, strict=True)
         ]
 
 
@@ -452,7 +472,7 @@ class Trunk(nn.Module):
         top, kernel = config.half_width(config.image_size), config.stem_kernel
         widths = [top] + [config.full_width(r // 2) for r in reversed(config.resolutions)]
         self.stem = nn.Conv2d(config.channels, top, kernel, padding=kernel // 2)
-        self.blocks = _encoder_blocks(widths)
+        self.blocks = _encoder_blocks(widths, instance_norm if config.trunk_norm == "instance" else no_norm)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks(self.stem(x))
@@ -472,11 +492,14 @@ class Pooled(nn.Module):
         return h.flatten(1)  # (N, 512)
 
 
-def _encoder_blocks(widths: list[int]) -> nn.Sequential:
-    """Down-sampling residual blocks without norm between the widths."""
-    return nn.Sequential(
-        *[ResBlock(a, b, lambda _: nn.Identity(), resample="down") for a, b in pairwise(widths)]
-    )
+def no_norm(channels: int) -> nn.Module:
+    """What stands for a norm where there is none."""
+    return nn.Identity()
+
+
+def _encoder_blocks(widths: list[int], norm: Callable[[int], nn.Module] = no_norm) -> nn.Sequential:
+    """Down-sampling residual blocks between the widths."""
+    return nn.Sequential(*[ResBlock(a, b, norm, resample="down") for a, b in pairwise(widths)])
 
 
 class StyleContentEncoder(nn.Module):

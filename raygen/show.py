@@ -1,0 +1,63 @@
+"""What is shown to a person: durations, sizes, sheets of images."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_MARGIN = 8
+_CAPTION = 30  # height of a caption, pixels
+_SMALLEST_CELL = 160  # smaller images are magnified by whole numbers
+_INK, _PAPER = (30, 30, 30), (250, 250, 250)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a person: `42 s`, `7 min`, `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def size(num_bytes: float) -> str:
+    """Bytes for a person: `312 kB`, `4.2 GB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"
+
+
+def draw_sheet(
+    captions: Sequence[str], groups: Mapping[str, Sequence[Sequence[np.ndarray]]], image_size: int
+) -> bytes:
+    """Draws captioned columns of images, row under row, in named groups; returns a PNG.
+
+    Args:
+        captions: one a column.
+        groups: name -> rows of images, uint8 (image_size, image_size, 1 or 3), a row as long as `captions`.
+        image_size: height and width of the images; small ones are magnified by a whole number.
+    """
+    cell = -(-_SMALLEST_CELL // image_size) * image_size
+    pitch = cell + _MARGIN
+    num_rows = sum(map(len, groups.values()))
+    height = _CAPTION + _CAPTION * len(groups) + num_rows * pitch + _MARGIN
+    sheet = Image.new("RGB", (_MARGIN + pitch * len(captions), height), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=15)
+    for column, caption in enumerate(captions):
+        draw.text((_MARGIN + column * pitch, _MARGIN), caption, _INK, font)
+    top = _CAPTION
+    for name, rows in groups.items():
+        draw.text((_MARGIN, top + _MARGIN), name, _INK, font)
+        top += _CAPTION
+        for row in rows:
+            for column, pixels in enumerate(row):
+                image = Image.fromarray(pixels.squeeze()).convert("RGB")
+                image = image.resize((cell, cell), Image.Resampling.NEAREST)
+                sheet.paste(image, (_MARGIN + column * pitch, top))
+            top += pitch
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,146 @@
+"""Ray Train around the loop: processes, DDP, lost workers; and Ray Data for photos that do not fit into memory.
+
+Checkpoints are raygen's own folders, not Ray Train's: they are what the main job reads, on any storage, and what
+the same command goes on from, be it after a lost worker, a lost driver or a night.
+"""
+
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.data import DataContext, TaskPoolStrategy
+
+from raygen import storage
+from raygen.config import TrainConfig
+from raygen.errors import UserError
+from raygen.models.dtgan import DTGANConfig
+from raygen.train.batches import Batch, BatchMaker, to_batch
+from raygen.train.dtgan import Networks, Training
+from raygen.train.folder import DIVERGED, TrainingFolder, TrainingRun
+from raygen.train.loop import DivergedError, World, train
+from raygen.train.photos import TRAINING_SPLITS, DefectSet, from_storage, in_memory
+from raygen.train.recorder import Recorder
+from raygen.train.workers import plan_workers
+
+
+def run_training(config: TrainConfig, run: TrainingRun, say: Callable[[str], None] = print) -> None:
+    """Trains on the cluster to the end of the recipe, from the last checkpoint on if there is one.
+
+    Needs a running Ray.
+
+    Raises:
+        UserError: the cluster has no room for the workers, or a photo or the storage is of no use.
+    """
+    workers = plan_workers(config.compute, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    say(workers.describe())
+    resources = {"CPU": workers.cpus_per_worker, "GPU": workers.gpus_per_worker}
+    output = config.output if not storage.is_local(config.output) else str(Path(config.output).absolute())
+    trainer = ray.train.torch.TorchTrainer(
+        _worker,
+        train_loop_config={"config": config.model_dump(mode="json"), "run": run.model_dump(mode="json")},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.num_workers,
+            use_gpu=workers.gpus_per_worker > 0,
+            resources_per_worker={kind: amount for kind, amount in resources.items() if amount},
+        ),
+        run_config=ray.train.RunConfig(
+            name=f".ray/{uuid.uuid4().hex[:8]}",  # Ray's own notes; each attempt is a new run to it
+            storage_path=output,
+            failure_config=ray.train.FailureConfig(max_failures=config.compute.max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.WorkerGroupError as error:
+        for failure in error.worker_failures.values():
+            cause: BaseException | None = failure
+            while cause is not None:
+                if isinstance(cause, UserError):
+                    raise cause from None
+                cause = cause.__cause__
+        raise
+
+
+def _worker(options: dict[str, Any]) -> None:
+    """What each process of the training does."""
+    config, run = TrainConfig(**options["config"]), TrainingRun(**options["run"])
+    context = ray.train.get_context()
+    world = World(context.get_world_rank(), context.get_world_size())
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, int(config.compute.cpus_per_worker)))
+    folder, sizes = TrainingFolder(config.output), DTGANConfig(**run.model)
+    defects = DefectSet(folder.read_photos(run), run.products, run.defect_types)
+
+    training = Training.start(config, sizes, device)
+    state = folder.latest_state(device)
+    if state is not None:
+        training.load_state_dict(state)
+    wrapped = Networks(*(ray.train.torch.prepare_model(network) for _, network in training.networks.items()))
+    batches = _batches(config, defects.part(TRAINING_SPLITS), training, sizes, world)
+    recorder = None
+    if world.rank == 0:
+        seconds = state["seconds"] if state else 0.0
+        recorder = Recorder(folder, run, config, defects, training.images_seen, seconds, say=_say)
+        if state:
+            _say(f"goes on at image {training.images_seen:,}")
+    try:
+        train(training, wrapped, batches, config, world, recorder or _ignore)
+    except DivergedError as error:
+        # Not raised further: Ray would start all again, to the same end. The driver finds this note.
+        if world.rank == 0:
+            storage.put(folder.join(DIVERGED), str(error).encode())
+
+
+def _ignore(training: Training, losses: dict[str, float]) -> None:
+    """What the processes that write nothing record."""
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")  # not print, which Ray Train shows twice
+    sys.stderr.flush()
+
+
+def _batches(
+    config: TrainConfig, defects: DefectSet, training: Training, sizes: DTGANConfig, world: World
+) -> Iterator[Batch]:
+    """This process's shares from now to the end, made ahead."""
+    load = (in_memory if config.compute.loading == "memory" else from_storage)(defects.photos, sizes)
+    make = BatchMaker(defects.sampler(config), load, sizes, config.augment)
+    starts = range(training.images_seen, config.images, config.batch_per_worker * world.size)
+    numbers = [world.numbers(images_seen, config) for images_seen in starts]
+    fields = _streamed if config.compute.loading == "stream" else _prefetched
+    return (to_batch(batch) for batch in fields(make, numbers))
+
+
+Fields = dict[str, np.ndarray]
+
+
+def _prefetched(make: BatchMaker, numbers: Sequence[range]) -> Iterator[Fields]:
+    """Makes the next batch in a thread while this one is learned from."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(make, numbers[0]) if numbers else None
+        for following in [*numbers[1:], None]:
+            ready = waiting
+            waiting = thread.submit(make, following) if following else None
+            if ready:
+                yield ready.result()
+
+
+def _streamed(make: BatchMaker, numbers: Sequence[range]) -> Iterator[Fields]:
+    """Makes batches ahead in tasks of Ray Data, whose object store bounds how far; in order."""
+    DataContext.get_current().execution_options.preserve_order = True
+    batches = ray.data.range(len(numbers), override_num_blocks=-(-len(numbers) // 16)).map(
+        lambda row: make(numbers[row["id"]]),
+        num_cpus=0,  # they wait for storage, mostly; and the workers may hold every CPU there is
+        compute=TaskPoolStrategy(size=4),
+    )
+    yield from batches.iter_rows()
