@@ -110,6 +110,7 @@ def folder_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def ray_cluster(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One local Ray for all tests, with two logical CPUs and two logical GPUs."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"  # or tiny trainings wait for Ray Train
     ray.init(
         address="local",
         num_cpus=2,

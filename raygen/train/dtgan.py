@@ -311,6 +311,7 @@ def iterate(
             terms = head_start_terms(wrapped, batch)
             total = discriminator_objective(terms, config.loss.model_copy(update={"adversarial": 0.0}))
         _step(training, total, ["discriminator"])
+        _move_average(training, config.optimizer.average_at(number))
         training.images_seen += batch_size
         return {f"head start/D/{name}": term.detach() for name, term in terms.items()}
     for mode in MODES:

@@ -16,11 +16,14 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+import torch.distributed as dist
 from ray.data import DataContext, TaskPoolStrategy
+from ray.exceptions import RayError
+from torch.nn.parallel import DistributedDataParallel
 
 from raygen import storage
 from raygen.config import TrainConfig
-from raygen.errors import UserError
+from raygen.errors import PromiseError, UserError
 from raygen.models.dtgan import DTGANConfig
 from raygen.train.batches import Batch, BatchMaker, to_batch
 from raygen.train.dtgan import Networks, Training
@@ -38,19 +41,22 @@ def run_training(config: TrainConfig, run: TrainingRun, say: Callable[[str], Non
 
     Raises:
         UserError: the cluster has no room for the workers, or a photo or the storage is of no use.
+        PromiseError: workers were lost more often than the recipe allows.
     """
     workers = plan_workers(config.compute, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     say(workers.describe())
     resources = {"CPU": workers.cpus_per_worker, "GPU": workers.gpus_per_worker}
     output = config.output if not storage.is_local(config.output) else str(Path(config.output).absolute())
+    on_gpus = workers.gpus_per_worker > 0
     trainer = ray.train.torch.TorchTrainer(
         _worker,
         train_loop_config={"config": config.model_dump(mode="json"), "run": run.model_dump(mode="json")},
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.num_workers,
-            use_gpu=workers.gpus_per_worker > 0,
+            use_gpu=on_gpus,
             resources_per_worker={kind: amount for kind, amount in resources.items() if amount},
         ),
+        torch_config=ray.train.torch.TorchConfig("nccl" if on_gpus and dist.is_nccl_available() else "gloo"),
         run_config=ray.train.RunConfig(
             name=f".ray/{uuid.uuid4().hex[:8]}",  # Ray's own notes; each attempt is a new run to it
             storage_path=output,
@@ -60,13 +66,25 @@ def run_training(config: TrainConfig, run: TrainingRun, say: Callable[[str], Non
     try:
         trainer.fit()
     except ray.train.WorkerGroupError as error:
-        for failure in error.worker_failures.values():
-            cause: BaseException | None = failure
-            while cause is not None:
-                if isinstance(cause, UserError):
-                    raise cause from None
-                cause = cause.__cause__
+        failures = list(error.worker_failures.values())
+        for failure in failures:
+            if cause := _user_error(failure):
+                raise cause from None
+        if all(
+            isinstance(failure, RayError) for failure in failures
+        ):  # died, and did not say why: no bug of ours
+            raise PromiseError(
+                f"training stopped: a worker was lost {config.compute.max_failures + 1} times ({failures[0]}); "
+                "run the same command again, it goes on from the last checkpoint"
+            ) from None
         raise
+
+
+def _user_error(failure: BaseException | None) -> UserError | None:
+    """The user's error behind a worker's failure, if there is one."""
+    while failure is not None and not isinstance(failure, UserError):
+        failure = failure.__cause__
+    return failure
 
 
 def _worker(options: dict[str, Any]) -> None:
@@ -74,7 +92,8 @@ def _worker(options: dict[str, Any]) -> None:
     config, run = TrainConfig(**options["config"]), TrainingRun(**options["run"])
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())
-    device = ray.train.torch.get_device()
+    # Ray's GPUs may be logical ones (in tests), torch's are not.
+    device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(config.compute.cpus_per_worker)))
     folder, sizes = TrainingFolder(config.output), DTGANConfig(**run.model)
@@ -84,7 +103,9 @@ def _worker(options: dict[str, Any]) -> None:
     state = folder.latest_state(device)
     if state is not None:
         training.load_state_dict(state)
-    wrapped = Networks(*(ray.train.torch.prepare_model(network) for _, network in training.networks.items()))
+    wrapped = training.networks
+    if world.size > 1:
+        wrapped = Networks(*(DistributedDataParallel(network) for _, network in training.networks.items()))
     batches = _batches(config, defects.part(TRAINING_SPLITS), training, sizes, world)
     recorder = None
     if world.rank == 0:

@@ -1,0 +1,91 @@
+"""The loop ends where the recipe does, resumes bit for bit, and stops at what is not finite."""
+
+import io
+from collections.abc import Iterator
+
+import pytest
+import torch
+from training import SIZES, batch_maker, recipe
+
+from raygen.config import TrainConfig
+from raygen.train.batches import Batch, to_batch
+from raygen.train.dtgan import Training
+from raygen.train.loop import DivergedError, World, train
+
+CPU = torch.device("cpu")
+
+
+def batches(training: Training, config: TrainConfig) -> Iterator[Batch]:
+    make = batch_maker()
+    for seen in range(training.images_seen, config.images, config.batch_per_worker):
+        yield to_batch(make(World().numbers(seen, config)))
+
+
+def losses_of(training: Training, config: TrainConfig) -> list[tuple[int, dict[str, float]]]:
+    found = []
+    train(
+        training,
+        training.networks,
+        batches(training, config),
+        config,
+        World(),
+        lambda now, losses: found.append((now.images_seen, losses)),
+    )
+    return found
+
+
+def test_a_training_ends_with_its_recipe() -> None:
+    config = recipe(images=10)
+    training = Training.start(config, SIZES, CPU)
+    assert [seen for seen, _ in losses_of(training, config)] == [2, 4, 6, 8, 10]
+    assert losses_of(training, config) == []
+
+
+def test_a_resumed_training_has_the_losses_of_an_uninterrupted_one_bit_for_bit() -> None:
+    config = recipe(images=24)
+    whole = losses_of(Training.start(config, SIZES, CPU), config)
+    begun = Training.start(config, SIZES, CPU)
+    states = []
+
+    def stop_at_12(training: Training, _: dict[str, float]) -> None:
+        if training.images_seen == 12:
+            torch.save(training.state_dict(), buffer := io.BytesIO())
+            states.append(buffer.getvalue())
+
+    train(begun, begun.networks, batches(begun, config), config, World(), stop_at_12)
+    resumed = Training.start(recipe(seed=5), SIZES, CPU)  # other weights, all of which must go
+    resumed.load_state_dict(torch.load(io.BytesIO(states[0]), weights_only=True))
+    assert resumed.images_seen == 12
+    assert losses_of(resumed, config) == whole[6:]
+    for (_, average), (_, other) in zip(begun.average.items(), resumed.average.items(), strict=True):
+        for one, two in zip(average.parameters(), other.parameters(), strict=True):
+            assert torch.equal(one, two)
+
+
+def test_the_weight_of_diversity_does_not_start_again_with_a_resumed_training() -> None:
+    """It depends on the images seen alone: losses after the decay are those without the term."""
+    decayed, without = (
+        recipe(optimizer={}, loss={"diversity": weight, "diversity_decay": 0.5}) for weight in (3, 0)
+    )
+    found = []
+    for config in (decayed, without):
+        training = Training.start(config, SIZES, CPU)
+        training.images_seen = 12
+        found.append([losses for _, losses in losses_of(training, config)])
+    assert found[0] == found[1]
+
+
+def test_a_loss_that_is_not_finite_stops_the_training_and_is_named() -> None:
+    config = recipe(optimizer={})
+    training = Training.start(config, SIZES, CPU)
+    generator = training.networks.translator.get_submodule("generator.fusion")
+    seen = []
+
+    def poison(now: Training, _: dict[str, float]) -> None:
+        seen.append(now.images_seen)
+        if now.images_seen == 6:
+            generator.get_parameter("bias").data.fill_(float("nan"))
+
+    with pytest.raises(DivergedError, match=r"the loss latent/D/fake is nan at image 6"):
+        train(training, training.networks, batches(training, config), config, World(), poison)
+    assert seen == [2, 4, 6]

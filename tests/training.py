@@ -1,0 +1,56 @@
+"""Makes what the tests of training need: a tiny defect set, a tiny recipe, batches of it."""
+
+from typing import Any
+
+import numpy as np
+from factories import TINY
+
+from raygen import images, storage, surfaces
+from raygen.config import TrainConfig
+from raygen.models.dtgan import DTGANConfig
+from raygen.train.batches import Batch, BatchMaker, Sampler, to_batch
+
+SIZES = DTGANConfig(**{**TINY.__dict__, "trunk_norm": "instance", "background_out": 64})
+RECIPE: dict[str, Any] = {
+    "preset": "small-64",
+    "model": {"image_size": 32, "width": 1 / 16, "background_out": 64},
+    "images": 24,
+    "batch_per_worker": 2,
+    "checkpoint_every": 8,
+    "references_per_cell": 2,
+    "loss": {"r1_every": 2, "diversity_every": 2},
+    "compute": {"num_workers": 1},
+    "optimizer": {"head_start": 4, "encoder_on_references": True, "average_ramp": True},
+}
+"""Two iterations of head start, and ten more."""
+
+
+def recipe(defects: str = "/defects", output: str = "/output", **changes: Any) -> TrainConfig:
+    """The tiny recipe with some changes."""
+    return TrainConfig.model_validate({**RECIPE, "defects": defects, "output": output, **changes})
+
+
+def write_defect_set(uri: str, num_normals: int = 4, num_defects: int = 3, seed: int = 0) -> None:
+    """Writes a procedural defect set of 32 px, with a metadata.csv that holds some photos back."""
+    rows = ["id,product,domain,split"]
+    for name, pixels in surfaces.defect_set(num_normals, num_defects, seed, size=32):
+        storage.put(storage.join(uri, name), images.encode_png(pixels.reshape(32, 32, 1)))
+        product, domain, file = name.split("/")
+        rows.append(
+            f"{file.removesuffix('.png')},{product},{domain},{'val' if file == '000000.png' else 'train'}"
+        )
+    storage.put(storage.join(uri, "metadata.csv"), "\n".join(rows).encode())
+
+
+def batch_maker(sizes: DTGANConfig = SIZES, seed: int = 0) -> BatchMaker:
+    """Draws from a few photos in memory, of all domains and products."""
+    photos = np.random.default_rng(0).integers(
+        0, 256, (18, sizes.image_size, sizes.image_size, sizes.channels), dtype=np.uint8
+    )
+    domains, products = np.arange(18) % sizes.num_domains, np.arange(18) // 6 % sizes.num_products
+    return BatchMaker(Sampler(domains, products, seed), photos.__getitem__, sizes, augment=True)
+
+
+def batch(size: int = 4, sizes: DTGANConfig = SIZES) -> Batch:
+    """The first images of a training."""
+    return to_batch(batch_maker(sizes)(range(size)))
