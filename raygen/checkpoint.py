@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -87,10 +87,10 @@ class Checkpoint:
         return tuple(Reference.model_validate(row) for row in rows)
 
     def tensors(self, name: str) -> "dict[str, torch.Tensor]":
-        """The tensors of one safetensors file of this checkpoint, on the CPU."""
+        """The tensors of one safetensors file of this checkpoint, on the CPU; float32, however they are stored."""
         import safetensors.torch
 
-        return safetensors.torch.load(self.files[name])
+        return {key: value.float() for key, value in safetensors.torch.load(self.files[name]).items()}
 
 
 def save_checkpoint(
@@ -154,6 +154,33 @@ def load_checkpoint(uri: str) -> Checkpoint:
         if _sha256(files[name]) != sha:
             raise UserError(f"{uri}/{name}: damaged (SHA-256 differs); copy the checkpoint again")
     return Checkpoint(uri, config, files)
+
+
+def export_checkpoint(uri: str, target_uri: str, defects_uri: str | None = None) -> Checkpoint:
+    """Copies a checkpoint without the state of its training, its weights in half precision: for handing on.
+
+    Args:
+        uri: a checkpoint, or a training's folder for its best one.
+        target_uri: the folder to write.
+        defects_uri: where the defect set is now, if it has moved: takes the place of its URI at training.
+
+    Raises:
+        UserError: no checkpoint there, or a damaged one.
+    """
+    checkpoint = load_checkpoint(uri)
+    names = [GENERATOR, REFERENCE_CODES] + [JUDGE] * (JUDGE in checkpoint.config.files)
+    if JUDGE in names:
+        judge = storage.read(storage.join(checkpoint.uri, JUDGE))
+        checkpoint = replace(checkpoint, files={**checkpoint.files, JUDGE: judge})
+    config, references = checkpoint.config, checkpoint.references
+    old = config.training.get("recipe", {}).get("defects")
+    if defects_uri and old:
+        config = CheckpointConfig.model_validate_json(config.model_dump_json().replace(old, defects_uri))
+        references = tuple(
+            item.model_copy(update={"uri": item.uri.replace(old, defects_uri)}) for item in references
+        )
+    tensors = {name: {key: value.half() for key, value in checkpoint.tensors(name).items()} for name in names}
+    return save_checkpoint(target_uri, config, tensors, references)
 
 
 def _best(uri: str) -> str | None:

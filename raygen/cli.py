@@ -55,6 +55,12 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("output", help="the run folder")
     verify.set_defaults(run=_verify)
 
+    export = commands.add_parser("export", help="copy a checkpoint for handing on: half precision, no state")
+    export.add_argument("checkpoint", help="a checkpoint, or a training's folder for its best one")
+    export.add_argument("output", help="the folder to write")
+    export.add_argument("--defects", metavar="URI", help="where the defect set is now, if it has moved")
+    export.set_defaults(run=_export)
+
     surfaces = commands.add_parser("surfaces", help="render a procedural defect set to try `train` on")
     surfaces.add_argument("output", help="a folder or an s3:// prefix")
     surfaces.add_argument("--normals", type=int, default=200, help="of each product (default: 200)")
@@ -93,6 +99,13 @@ def _verify(args: argparse.Namespace) -> None:
         f"{args.output}: {manifest.num_samples:,} samples of {manifest.num_normals:,} normals in "
         f"{len(manifest.shards):,} shards, {sum(manifest.rejects.values()):,} normals rejected: all as promised"
     )
+
+
+def _export(args: argparse.Namespace) -> None:
+    from raygen.checkpoint import export_checkpoint
+
+    checkpoint = export_checkpoint(args.checkpoint, args.output, args.defects)
+    print(f"{args.output}: {checkpoint.config.images_seen:,} images seen, digest {checkpoint.digest[:16]}…")
 
 
 def _surfaces(args: argparse.Namespace) -> None:

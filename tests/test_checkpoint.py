@@ -5,7 +5,16 @@ import torch
 from factories import write_checkpoint
 
 from raygen import storage
-from raygen.checkpoint import CONFIG, GENERATOR, REFERENCE_CODES, REFERENCE_INDEX, load_checkpoint
+from raygen.checkpoint import (
+    BEST,
+    CONFIG,
+    GENERATOR,
+    REFERENCE_CODES,
+    REFERENCE_INDEX,
+    export_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from raygen.errors import UserError
 
 
@@ -61,3 +70,30 @@ def test_the_null_checkpoint_copies_at_any_size() -> None:
     assert checkpoint.digest != load_checkpoint("null:128x3").digest
     with pytest.raises(UserError, match="null:SIZExCHANNELS"):
         load_checkpoint("null:64")
+
+
+def test_a_training_s_folder_stands_for_its_best_checkpoint(folder_uri: str) -> None:
+    write_checkpoint(f"{folder_uri}/checkpoints/000000010")
+    best = write_checkpoint(f"{folder_uri}/checkpoints/000000020", seed=1)
+    storage.put(f"{folder_uri}/{BEST}", b'{"checkpoint": "checkpoints/000000020", "objective": 1.5}')
+    assert load_checkpoint(folder_uri).digest == best.digest
+
+
+def test_an_exported_checkpoint_is_half_as_large_and_the_same_to_half_precision(tmp_path) -> None:
+    old = "s3://old/defects"
+    uris = [f"{old}/brushed_metal/scratches/000001.png", "elsewhere.png"]
+    made = write_checkpoint(
+        str(tmp_path / "a"), training={"recipe": {"defects": old}}, trained_on=f"{old}: all"
+    )
+    references = tuple(item.model_copy(update={"uri": uris[i % 2]}) for i, item in enumerate(made.references))
+    tensors = {name: made.tensors(name) for name in (GENERATOR, REFERENCE_CODES)}
+    save_checkpoint(str(tmp_path / "b"), made.config, tensors, references)
+    export_checkpoint(str(tmp_path / "b"), str(tmp_path / "c"), "set")
+    exported = load_checkpoint(str(tmp_path / "c"))
+    assert len(exported.files[GENERATOR]) < 0.6 * len(made.files[GENERATOR])
+    for name, tensor in made.tensors(GENERATOR).items():
+        torch.testing.assert_close(exported.tensors(GENERATOR)[name], tensor, rtol=1e-3, atol=1e-6)
+    moved = {"set/brushed_metal/scratches/000001.png", "elsewhere.png"}
+    assert {item.uri for item in exported.references} == moved
+    assert exported.config.trained_on == "set: all"
+    assert old not in exported.config.model_dump_json()

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from raygen.config import GenerateConfig, load_config
+from raygen.config import GenerateConfig, TrainConfig, load_config
 from raygen.errors import UserError
+from raygen.train.job import network_sizes
 
 JOBS = Path(__file__).parent.parent / "jobs"
 PLACES = ["pool=s3://b/pool", "output=s3://b/out", "checkpoint=s3://b/ckpt"]
@@ -23,6 +24,33 @@ def test_every_recipe_loads(recipe: Path) -> None:
 def test_the_recipe_spells_out_the_defaults() -> None:
     config = load(recipe=JOBS / "generate.toml")
     assert config.model_dump() == load().model_dump()
+
+
+@pytest.mark.parametrize("recipe", sorted(JOBS.glob("dtgan*.toml")), ids=lambda path: path.name)
+def test_every_training_recipe_loads_and_names_networks_that_can_be_built(recipe: Path) -> None:
+    config = load_config(TrainConfig, recipe, ["defects=s3://b/defects", "output=s3://b/out"])
+    assert network_sizes(config, num_products=2, num_domains=3).num_products == 2
+
+
+def test_the_paper_s_recipe_spells_out_the_defaults() -> None:
+    places = ["defects=s3://b/defects", "output=s3://b/out"]
+    spelled_out = load_config(TrainConfig, JOBS / "dtgan-128.toml", places)
+    assert spelled_out.model_dump() == load_config(TrainConfig, None, places).model_dump()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("preset=paper-256", "preset = 'paper-256': choose from paper-128, small-128, small-64"),
+        ("model.depth=3", "model: .*'depth'"),
+        ("model.image_size=100", "model: image_size must be a power of two"),
+        ("model.num_products=3", "model.num_products: is counted from the defect set"),
+    ],
+)
+def test_networks_that_cannot_be_built_are_one_line(override: str, message: str) -> None:
+    config = load_config(TrainConfig, None, ["defects=d", "output=o", override])
+    with pytest.raises(UserError, match=message):
+        network_sizes(config, num_products=2, num_domains=3)
 
 
 def test_overrides_are_toml_or_else_strings() -> None:

@@ -1,8 +1,10 @@
 """DT-GAN's networks against Tables 9 to 11 of the paper, row by row, and against their formulas."""
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from raygen.models.blocks import (
     ResBlock,
     ResidualUnit,
     StyledResBlock,
+    compose_resampling,
     linear_by_row,
 )
 from raygen.models.dtgan import (
@@ -601,3 +604,35 @@ class TestSameBits:
                 moved = [*encoder(x.roll(shift, 0), domain), *discriminator(x.roll(shift, 0))]
                 for before, after in zip(outputs, moved, strict=True):
                     assert torch.equal(after, before.roll(shift, 0))
+
+
+# ------------------------------------------------------------------------------ what small trainings want
+
+
+@pytest.mark.parametrize("resample", ["up", "down"])
+@pytest.mark.parametrize("widths", [(4, 4), (4, 6)])
+def test_composed_resampling_is_the_same_function_and_has_the_same_gradients(
+    resample: Literal["up", "down"], widths: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    plain = ResBlock(*widths, lambda _: nn.Identity(), resample).double()
+    composed = copy.deepcopy(plain)
+    compose_resampling(composed)
+    x = torch.randn(2, widths[0], 8, 8, dtype=torch.float64)
+    outputs = [block(x) for block in (plain, composed)]
+    torch.testing.assert_close(*outputs)
+    weight = torch.randn_like(outputs[0])
+    for output in outputs:
+        (output * weight).sum().backward()
+    for one, other in zip(plain.parameters(), composed.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_trunks_may_have_instance_norm() -> None:
+    config = dataclasses.replace(TINY, trunk_norm="instance")
+    x = torch.randn(2, 3, 32, 32)
+    for network in (Discriminator, StyleContentEncoder):
+        norms = [m for m in network(config).trunk.modules() if isinstance(m, nn.InstanceNorm2d)]
+        assert len(norms) == 2  # one block at 32 px, two norms
+        assert not [m for m in network(TINY).modules() if isinstance(m, nn.InstanceNorm2d)]
+    assert Discriminator(config)(x).adversarial.shape == (2, 3)

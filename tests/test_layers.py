@@ -11,7 +11,7 @@ MODULES = sorted(ROOT.glob("raygen/**/*.py")) + sorted(ROOT.glob("jobs/*.py"))
 
 # Imports point to the left (a lower number), or stay in the layer.
 LAYERS = [
-    {"errors", "records", "images", "storage", "checkpoint", "surfaces", "show"},
+    {"errors", "records", "images", "storage", "checkpoint", "surfaces", "show", "on_ray"},
     {"models", "data"},
     {"config"},
     {"train", "generate", "evaluate"},
@@ -22,7 +22,7 @@ LAYERS = [
 NEVER_EACH_OTHER = {"train", "generate", "evaluate"}
 
 ONLY_IN = {
-    "ray": {"train/on_ray", "generate/on_ray", "evaluate/on_ray", "publish/refresh", "cli"},
+    "ray": {"on_ray", "train/on_ray", "generate/on_ray", "evaluate/on_ray", "publish/refresh", "cli"},
     "s3fs": {"storage"},
     "boto3": {"storage"},
     "botocore": {"storage"},

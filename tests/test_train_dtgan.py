@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 from training import SIZES, batch, batch_maker, recipe
 
@@ -107,7 +107,7 @@ def test_every_rung_of_the_ladder_takes_steps(rung: str) -> None:
     config = recipe(optimizer={}, loss={"r1_every": 1}, model=asdict(sizes))
     training = Training.start(config, sizes, CPU)
     before = {name: weights(network) for name, network in training.networks.items()}
-    make = batch_maker(sizes)
+    make, terms = batch_maker(sizes), {}
     for number in range(2):
         terms = iterate(
             training, training.networks, to_batch(make(range(4 * number, 4 * number + 4))), config, 4
@@ -203,7 +203,7 @@ def one_of_two(rank: int, folder: str) -> None:
 
 
 def test_two_processes_have_the_gradients_of_one_with_both_batches(tmp_path: Path) -> None:
-    mp.spawn(one_of_two, (str(tmp_path),), nprocs=2)
+    start_processes(one_of_two, (str(tmp_path),), nprocs=2)
     networks = build_networks(SIZES, seed=0)
     for _, network in networks.items():
         network.double()

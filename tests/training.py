@@ -25,7 +25,7 @@ RECIPE: dict[str, Any] = {
 """Two iterations of head start, and ten more."""
 
 
-def recipe(defects: str = "/defects", output: str = "/output", **changes: Any) -> TrainConfig:
+def recipe(defects: Any = "/defects", output: Any = "/output", **changes: Any) -> TrainConfig:
     """The tiny recipe with some changes."""
     return TrainConfig.model_validate({**RECIPE, "defects": defects, "output": output, **changes})
 

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from PIL import Image
 from torch import Tensor
 
@@ -58,7 +59,7 @@ class Sampler:
     """
 
     def __init__(
-        self, domains: Sequence[int], products: Sequence[int], seed: int, balance: Balance = "cells"
+        self, domains: ArrayLike, products: ArrayLike, seed: int, balance: Balance = "cells"
     ) -> None:
         self.seed = seed
         self.domains = np.asarray(domains)

@@ -64,7 +64,7 @@ class Recorder:
         self.judged, self.judged_name = (held_back, "held-back") if whole else (self.learning, "training")
         self.losses: list[dict[str, float]] = []  # since the last checkpoint, an iteration each
         self._seconds_before, self._started, self._said = seconds, time.monotonic(), time.monotonic()
-        self._seen_at_start = self._seen = images_seen
+        self._seen = self._seen_said = images_seen
 
     @property
     def seconds(self) -> float:
@@ -78,8 +78,8 @@ class Recorder:
         self.losses.append({"images_seen": seen, **losses})
         now = time.monotonic()
         if now - self._said >= _SECONDS_PER_LINE:
-            self._said = now
-            self.say(self._line(seen, (seen - self._seen_at_start) / (now - self._started), losses))
+            self.say(self._line(seen, (seen - self._seen_said) / (now - self._said), losses))
+            self._said, self._seen_said = now, seen
         if seen // every > before // every or seen >= self.config.images:
             self.checkpoint(training)
 
@@ -166,7 +166,7 @@ class Recorder:
             trained_on=f"{self.config.defects}: {self.learning.describe()}",
             training={
                 "command": self.run.command,
-                "recipe": self.config.model_dump(mode="json"),
+                "recipe": self.config.identity(),
                 "seconds": round(self.seconds),
                 "validation": validation,
             },
