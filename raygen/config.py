@@ -192,6 +192,9 @@ class TrainConfig(Config):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     preset: str = "paper-128"
     """Sizes of the networks: a name in raygen.models.dtgan.PRESETS."""
+    ladder: Literal["a", "b", "c", "d", "e", "f", "g"] = "g"
+    """Rung of the paper's ablation (Table 15): "a" is StarGAN v2, "g" the whole of DT-GAN; see
+    raygen.models.dtgan.LADDER. Without `background_skip` below "e"."""
     model: dict[str, Any] = {}
     """Fields of raygen.models.dtgan.DTGANConfig that differ from the preset's."""
     images: Annotated[int, Field(ge=1)] = 400_000

@@ -6,6 +6,7 @@ import pytest
 
 from raygen.config import GenerateConfig, TrainConfig, load_config
 from raygen.errors import UserError
+from raygen.models.dtgan import PRESETS
 from raygen.train.job import network_sizes
 
 JOBS = Path(__file__).parent.parent / "jobs"
@@ -51,6 +52,19 @@ def test_networks_that_cannot_be_built_are_one_line(override: str, message: str)
     config = load_config(TrainConfig, None, ["defects=d", "output=o", override])
     with pytest.raises(UserError, match=message):
         network_sizes(config, num_products=2, num_domains=3)
+
+
+def test_every_rung_of_the_ladder_is_a_recipe() -> None:
+    places = ["defects=d", "output=o"]
+    rungs = [
+        network_sizes(load_config(TrainConfig, None, [*places, f"ladder={rung}"]), 3, 3) for rung in "abcdefg"
+    ]
+    assert len(set(rungs)) == 7
+    assert rungs[-1] == PRESETS["paper-128"]
+    assert not rungs[0].content
+    config = load_config(TrainConfig, None, [*places, "ladder=a", "preset=small-64"])
+    with pytest.raises(UserError, match="model: background_skip must be False with joint decoders"):
+        network_sizes(config, 3, 3)
 
 
 def test_overrides_are_toml_or_else_strings() -> None:

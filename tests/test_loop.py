@@ -1,7 +1,7 @@
 """The loop ends where the recipe does, resumes bit for bit, and stops at what is not finite."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -21,16 +21,32 @@ def batches(training: Training, config: TrainConfig) -> Iterator[Batch]:
         yield to_batch(make(World().numbers(seen, config)))
 
 
+class Told:
+    """A watcher that passes on what it is told."""
+
+    def __init__(self, note: Callable[[Training, dict[str, float]], None]) -> None:
+        self.passed_on = note
+        self.checkpoints: list[int] = []
+
+    def note(self, training: Training, losses: dict[str, float]) -> None:
+        self.passed_on(training, losses)
+
+    def checkpoint(self, training: Training) -> None:
+        self.checkpoints.append(training.images_seen)
+
+
+def run(
+    training: Training, config: TrainConfig, note: Callable[[Training, dict[str, float]], None]
+) -> list[int]:
+    """Trains to the end; returns when checkpoints were due."""
+    told = Told(note)
+    train(training, training.networks, batches(training, config), config, World(), told)
+    return told.checkpoints
+
+
 def losses_of(training: Training, config: TrainConfig) -> list[tuple[int, dict[str, float]]]:
     found = []
-    train(
-        training,
-        training.networks,
-        batches(training, config),
-        config,
-        World(),
-        lambda now, losses: found.append((now.images_seen, losses)),
-    )
+    run(training, config, lambda now, losses: found.append((now.images_seen, losses)))
     return found
 
 
@@ -39,6 +55,25 @@ def test_a_training_ends_with_its_recipe() -> None:
     training = Training.start(config, SIZES, CPU)
     assert [seen for seen, _ in losses_of(training, config)] == [2, 4, 6, 8, 10]
     assert losses_of(training, config) == []
+
+
+@pytest.mark.parametrize(("every", "wanted"), [(4, [4, 8, 10]), (3, [4, 6, 10]), (100, [10])])
+def test_checkpoints_are_due_every_so_many_images_and_at_the_end(every: int, wanted: list[int]) -> None:
+    config = recipe(images=10, checkpoint_every=every)
+    assert run(Training.start(config, SIZES, CPU), config, lambda *_: None) == wanted
+
+
+def test_weights_that_are_not_finite_are_no_checkpoint() -> None:
+    """The last step before a checkpoint may break what no loss has seen yet."""
+    config = recipe(images=8, checkpoint_every=4, optimizer={})
+    training = Training.start(config, SIZES, CPU)
+    bias = training.networks.translator.get_submodule("generator.fusion").get_parameter("bias")
+
+    def poison(now: Training, _: dict[str, float]) -> None:
+        bias.data.fill_(float("inf")) if now.images_seen == 4 else None
+
+    with pytest.raises(DivergedError, match="a weight is not finite at image 4"):
+        run(training, config, poison)
 
 
 def test_a_resumed_training_has_the_losses_of_an_uninterrupted_one_bit_for_bit() -> None:
@@ -52,7 +87,7 @@ def test_a_resumed_training_has_the_losses_of_an_uninterrupted_one_bit_for_bit()
             torch.save(training.state_dict(), buffer := io.BytesIO())
             states.append(buffer.getvalue())
 
-    train(begun, begun.networks, batches(begun, config), config, World(), stop_at_12)
+    run(begun, config, stop_at_12)
     resumed = Training.start(recipe(seed=5), SIZES, CPU)  # other weights, all of which must go
     resumed.load_state_dict(torch.load(io.BytesIO(states[0]), weights_only=True))
     assert resumed.images_seen == 12
@@ -87,5 +122,5 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_is_named() -> None:
             generator.get_parameter("bias").data.fill_(float("nan"))
 
     with pytest.raises(DivergedError, match=r"the loss latent/D/fake is nan at image 6"):
-        train(training, training.networks, batches(training, config), config, World(), poison)
+        run(training, config, poison)
     assert seen == [2, 4, 6]

@@ -79,6 +79,11 @@ class DTGANGenerator:
             sizes = DTGANConfig(**checkpoint.config.model)
         except (TypeError, ValueError) as error:
             raise UserError(f"{checkpoint.uri}: its sizes are not DT-GAN's ({error})") from None
+        if sizes.decoders != "separate":
+            raise UserError(
+                f"{checkpoint.uri}: ladder (a) to (d) has no defect layers, which this job is made of; "
+                "train ladder (e), (f) or (g)"
+            )
         generator, mapping = Generator(sizes), MappingNetwork(sizes)
         weights = checkpoint.tensors(GENERATOR)
         try:

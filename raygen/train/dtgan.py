@@ -268,6 +268,10 @@ class Training:
             optimizer.load_state_dict(state["optimizers"][name])
         self.images_seen = state["images_seen"]
 
+    def is_finite(self) -> bool:
+        """Whether all weights are."""
+        return all(p.isfinite().all() for _, network in self.networks.items() for p in network.parameters())
+
 
 def _optimizers(networks: Networks, config: OptimizerConfig) -> dict[str, torch.optim.Optimizer]:
     rates = {
@@ -282,6 +286,9 @@ def _optimizers(networks: Networks, config: OptimizerConfig) -> dict[str, torch.
         )
         for name, network in networks.items()
     }
+
+
+# ---------------------------------------------------------------------------------------------- one iteration
 
 
 def iterate(
@@ -332,7 +339,7 @@ def iterate(
                     wrapped, batch, mode, config.loss, with_diversity, "encoder" in learners
                 )
                 total = generator_objective(terms, config.loss, progress)
-                _step(training, total, learners)
+            _step(training, total, learners)
             report |= {f"{mode}/G/{name}": term.detach() for name, term in terms.items()}
     _move_average(training, config.optimizer.average_at(number))
     training.images_seen += batch_size

@@ -13,7 +13,7 @@ from raygen import storage
 from raygen.config import TrainConfig, check_writable, refuse_lost_places
 from raygen.data.defects import load_photos
 from raygen.errors import PromiseError, UserError
-from raygen.models.dtgan import PRESETS, DTGANConfig
+from raygen.models.dtgan import LADDER, PRESETS, DTGANConfig
 from raygen.show import duration
 from raygen.train.batches import BatchMaker, to_batch
 from raygen.train.dtgan import Training, iterate
@@ -34,15 +34,15 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> None:
     """
     refuse_lost_places({"defects": config.defects, "output": config.output})
     folder = TrainingFolder(config.output)
-    run, defects = _draft(config)
-    found = folder.read_run()
-    if found is None:
+    run = folder.read_run()
+    if run is None:
+        run, defects = _draft(config)
         check_writable(config.output)
         if config.compute.loading == "memory":  # a damaged photo is better found here than by every worker
             load_photos(defects.photos, 32, 1)
-        found = folder.begin(run, defects.photos)
-    folder.refuse_another(found, config)
-    _say_what(found, defects, say)
+        run = folder.begin(run, defects.photos)
+    folder.refuse_another(run, config)
+    _say_what(run, DefectSet(folder.read_photos(run), run.products, run.defect_types), say)
     done = folder.checkpoints()
     if done and done[-1] >= config.images:
         say(f"{config.output} is complete: nothing to do")
@@ -53,7 +53,7 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> None:
 
     storage.delete(folder.join(DIVERGED))
     with connected(dashboard=True):
-        on_ray.run_training(config, found, say)
+        on_ray.run_training(config, run, say)
     _say_result(config, folder, say)
 
 
@@ -126,7 +126,7 @@ def network_sizes(config: TrainConfig, num_products: int, num_domains: int) -> D
         if name in config.model:
             raise UserError(f"model.{name}: is counted from the defect set; leave it out")
     try:
-        return replace(PRESETS[config.preset], **config.model, **counts)
+        return replace(PRESETS[config.preset], **{**LADDER[config.ladder], **config.model, **counts})
     except (TypeError, ValueError) as error:
         raise UserError(f"model: {error}; see raygen.models.dtgan.DTGANConfig") from None
 

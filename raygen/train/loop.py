@@ -1,8 +1,9 @@
 """The training loop: iterations to the end of the recipe. Knows nothing of Ray or of storage."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -35,13 +36,25 @@ class World:
         return range(first, first + config.batch_per_worker)
 
 
+class Watcher(Protocol):
+    """Who is told how a training goes."""
+
+    def note(self, training: Training, losses: dict[str, float]) -> None:
+        """After every iteration: its losses by name, means over all processes."""
+        ...
+
+    def checkpoint(self, training: Training) -> None:
+        """When a checkpoint is due, and at the end."""
+        ...
+
+
 def train(
     training: Training,
     wrapped: Networks,
     batches: Iterator[Batch],
     config: TrainConfig,
     world: World,
-    record: Callable[[Training, dict[str, float]], None],
+    watcher: Watcher,
 ) -> None:
     """Trains to the end of the recipe.
 
@@ -51,10 +64,10 @@ def train(
         batches: this process's shares, from `training.images_seen` on.
         config: of the training.
         world: of the processes.
-        record: is told of every iteration, with its losses as a mean over all processes.
+        watcher: is told how it goes.
 
     Raises:
-        DivergedError: a term is not finite; in all processes, at the same iteration.
+        DivergedError: a term is not finite or, at a checkpoint, a weight; in all processes, at the same image.
     """
     batch_size = config.batch_per_worker * world.size
     device = next(training.networks.mapping.parameters()).device
@@ -66,4 +79,9 @@ def train(
         for name, value in losses.items():
             if not math.isfinite(value):
                 raise DivergedError(f"the loss {name} is {value} at image {number:,}")
-        record(training, losses)
+        watcher.note(training, losses)
+        seen, every = training.images_seen, config.checkpoint_every
+        if seen // every > number // every or seen >= config.images:
+            if not training.is_finite():
+                raise DivergedError(f"a weight is not finite at image {seen:,}")
+            watcher.checkpoint(training)

@@ -28,7 +28,7 @@ from raygen.models.dtgan import DTGANConfig
 from raygen.train.batches import Batch, BatchMaker, to_batch
 from raygen.train.dtgan import Networks, Training
 from raygen.train.folder import DIVERGED, TrainingFolder, TrainingRun
-from raygen.train.loop import DivergedError, World, train
+from raygen.train.loop import DivergedError, Watcher, World, train
 from raygen.train.photos import TRAINING_SPLITS, DefectSet, from_storage, in_memory
 from raygen.train.recorder import Recorder
 from raygen.train.workers import plan_workers
@@ -70,9 +70,7 @@ def run_training(config: TrainConfig, run: TrainingRun, say: Callable[[str], Non
         for failure in failures:
             if cause := _user_error(failure):
                 raise cause from None
-        if all(
-            isinstance(failure, RayError) for failure in failures
-        ):  # died, and did not say why: no bug of ours
+        if all(isinstance(failure, RayError) for failure in failures):  # they died: no bug of ours
             raise PromiseError(
                 f"training stopped: a worker was lost {config.compute.max_failures + 1} times ({failures[0]}); "
                 "run the same command again, it goes on from the last checkpoint"
@@ -107,22 +105,28 @@ def _worker(options: dict[str, Any]) -> None:
     if world.size > 1:
         wrapped = Networks(*(DistributedDataParallel(network) for _, network in training.networks.items()))
     batches = _batches(config, defects.part(TRAINING_SPLITS), training, sizes, world)
-    recorder = None
+    watcher: Watcher = _Nobody()
     if world.rank == 0:
         seconds = state["seconds"] if state else 0.0
-        recorder = Recorder(folder, run, config, defects, training.images_seen, seconds, say=_say)
+        watcher = Recorder(folder, run, config, defects, training.images_seen, seconds, say=_say)
         if state:
             _say(f"goes on at image {training.images_seen:,}")
     try:
-        train(training, wrapped, batches, config, world, recorder or _ignore)
+        train(training, wrapped, batches, config, world, watcher)
     except DivergedError as error:
         # Not raised further: Ray would start all again, to the same end. The driver finds this note.
         if world.rank == 0:
             storage.put(folder.join(DIVERGED), str(error).encode())
 
 
-def _ignore(training: Training, losses: dict[str, float]) -> None:
-    """What the processes that write nothing record."""
+class _Nobody:
+    """The watcher of the processes that write nothing."""
+
+    def note(self, training: Training, losses: dict[str, float]) -> None:
+        pass
+
+    def checkpoint(self, training: Training) -> None:
+        pass
 
 
 def _say(line: str) -> None:

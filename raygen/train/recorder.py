@@ -22,7 +22,6 @@ from raygen.show import duration
 from raygen.train.batches import BatchMaker, to_batch
 from raygen.train.dtgan import Networks, Training, generator_objective, generator_terms
 from raygen.train.folder import SHEET, STATE, TrainingFolder, TrainingRun
-from raygen.train.loop import DivergedError
 from raygen.train.photos import TRAINING_SPLITS, VALIDATION_SPLITS, DefectSet, from_storage
 from raygen.train.sheet import training_sheet
 
@@ -64,24 +63,21 @@ class Recorder:
         self.judged, self.judged_name = (held_back, "held-back") if whole else (self.learning, "training")
         self.losses: list[dict[str, float]] = []  # since the last checkpoint, an iteration each
         self._seconds_before, self._started, self._said = seconds, time.monotonic(), time.monotonic()
-        self._seen = self._seen_said = images_seen
+        self._seen_said = images_seen
 
     @property
     def seconds(self) -> float:
         """Wall time of the training, all attempts together."""
         return self._seconds_before + time.monotonic() - self._started
 
-    def __call__(self, training: Training, losses: dict[str, float]) -> None:
-        """Notes an iteration; shows a line, and writes a checkpoint, when it is time."""
-        before, seen, every = self._seen, training.images_seen, self.config.checkpoint_every
-        self._seen = seen
+    def note(self, training: Training, losses: dict[str, float]) -> None:
+        """Notes an iteration, and shows a line when it is time."""
+        seen = training.images_seen
         self.losses.append({"images_seen": seen, **losses})
         now = time.monotonic()
         if now - self._said >= _SECONDS_PER_LINE:
             self.say(self._line(seen, (seen - self._seen_said) / (now - self._said), losses))
             self._said, self._seen_said = now, seen
-        if seen // every > before // every or seen >= self.config.images:
-            self.checkpoint(training)
 
     def _line(self, seen: int, rate: float, losses: dict[str, float]) -> str:
         """`12,000 of 400,000 images (3 %) · 42.0 images/s · 2 h 33 min left · reference/G/cycle 0.031 …`"""
@@ -95,14 +91,8 @@ class Recorder:
     # -------------------------------------------------------------------------------------- checkpoints
 
     def checkpoint(self, training: Training) -> None:
-        """Writes a checkpoint with its sheet, its metrics and its state, and deletes what is no longer kept.
-
-        Raises:
-            DivergedError: a weight is not finite: this is no checkpoint to keep.
-        """
+        """Writes a checkpoint with its sheet, its metrics and its state, and deletes what is no longer kept."""
         seen, folder = training.images_seen, self.folder
-        if not all(p.isfinite().all() for _, net in training.networks.items() for p in net.parameters()):
-            raise DivergedError(f"weights are not finite at image {seen:,}")
         uri = folder.checkpoint_uri(seen)
         validation = self.validate(training.average)
         sheet = training_sheet(training.average, self.judged, self.sizes, self.config.seed)
