@@ -111,6 +111,7 @@ def ray_cluster(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -
     """One local Ray for all tests, with two logical CPUs and two logical GPUs."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"  # or tiny trainings wait for Ray Train
+    os.environ["RAYGEN_TEST_CLUSTER"] = str(os.getpid())  # in the environment of all its processes
     ray.init(
         address="local",
         num_cpus=2,

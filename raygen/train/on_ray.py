@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from ray.data import DataContext, TaskPoolStrategy
 from ray.exceptions import RayError
+from ray.train.v2._internal.exceptions import RayTrainError  # what it says of a worker that is gone
 from torch.nn.parallel import DistributedDataParallel
 
 from raygen import storage
@@ -70,9 +71,9 @@ def run_training(config: TrainConfig, run: TrainingRun, say: Callable[[str], Non
         for failure in failures:
             if cause := _user_error(failure):
                 raise cause from None
-        if all(isinstance(failure, RayError) for failure in failures):  # they died: no bug of ours
+        if all(isinstance(failure, RayError | RayTrainError) for failure in failures):  # died: no bug of ours
             raise PromiseError(
-                f"training stopped: a worker was lost {config.compute.max_failures + 1} times ({failures[0]}); "
+                f"training stopped: a worker was lost {config.compute.max_failures + 1} times; "
                 "run the same command again, it goes on from the last checkpoint"
             ) from None
         raise
