@@ -1,0 +1,48 @@
+"""The checkpoint that comes with the package: small, on record, and as good as the README says."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raygen import surfaces
+from raygen.checkpoint import load_checkpoint
+from raygen.demo import CHECKPOINT, demo
+
+BENCHMARK = Path(__file__).parent / "benchmarks" / "defect_quality.py"
+
+
+def test_the_checkpoint_is_small_and_says_how_it_was_made() -> None:
+    assert sum(file.stat().st_size for file in Path(CHECKPOINT).rglob("*") if file.is_file()) < 10_000_000
+    record = load_checkpoint(CHECKPOINT).config
+    assert record.products == tuple(sorted(surfaces.PRODUCTS))
+    assert record.defect_types == surfaces.DEFECT_TYPES
+    assert record.images_seen >= 10_000
+    assert record.training["seconds"] > 0
+    assert record.training["recipe"]["seed"] == 0
+    assert "jobs/dtgan-64-cpu.toml" in record.training["command"]
+    for path in Path(CHECKPOINT).rglob("*.json"):
+        assert "/tmp/" not in path.read_text()
+
+
+def test_the_demo_leaves_a_sheet_and_has_nothing_left_to_do_then(ray_cluster: None, tmp_path: Path) -> None:
+    demo(str(tmp_path / "demo"))
+    assert (tmp_path / "demo" / "run" / "contact-sheet.png").stat().st_size > 10_000
+    said: list[str] = []
+    demo(str(tmp_path / "demo"), said.append)
+    assert any("is complete: nothing to do" in line for line in said)
+    assert not any("rendering" in line for line in said)
+
+
+@pytest.mark.slow
+def test_its_defects_are_of_the_wanted_type_on_an_intact_background_and_differ(tmp_path: Path) -> None:
+    """By a classifier trained on real (procedural) defects alone, on surfaces that no training has seen."""
+    command = [sys.executable, str(BENCHMARK), CHECKPOINT, "--classifier-cache", str(tmp_path)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = json.loads(out.splitlines()[-1])
+    assert found["real_accuracy"] > 0.95  # or the classifier is no judge
+    assert found["type"] >= 0.85, out
+    assert found["background"] <= 3, out
+    assert min(found["diversity"].values()) >= 5, out
