@@ -164,7 +164,7 @@ class Head:
 def ray_head(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """`ray start --head` on free loopback ports, two logical CPUs, the dashboard, and S3 in its environment."""
     folder = tmp_path_factory.mktemp("head")
-    port, dashboard, client = free_ports(3)
+    port, dashboard, client, agent = free_ports(4)
     environment = {
         **os.environ,
         "RAY_AUTH_MODE": "disabled",
@@ -175,7 +175,8 @@ def ray_head(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> I
     session = Path(tempfile.mkdtemp(prefix="ray"))  # short: Ray's sockets lie in it
     command = [
         "ray", "start", "--head", "--block", f"--port={port}", "--dashboard-host=127.0.0.1",
-        f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", "--num-cpus=2",
+        f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}",  # or two Rays share its default
+        f"--ray-client-server-port={client}", "--num-cpus=2",
         "--object-store-memory=500000000", "--disable-usage-stats", f"--temp-dir={session}",
     ]  # fmt: skip
     with (folder / "head.log").open("wb") as log:
