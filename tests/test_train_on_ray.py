@@ -164,6 +164,14 @@ def test_two_workers_train_together(ray_cluster: None, defects: str, s3_uri: str
 
 
 @pytest.mark.slow
+def test_folders_may_be_relative(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_defect_set("set")
+    train(recipe("set", "training", images=4))
+    assert TrainingFolder(str(tmp_path / "training")).checkpoints() == [4]
+
+
+@pytest.mark.slow
 def test_streamed_photos_are_the_same_photos(
     trained: tuple[TrainConfig, list[str]], defects: str, s3_uri: str
 ) -> None:

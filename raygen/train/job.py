@@ -33,6 +33,7 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> None:
         PromiseError: a loss became non-finite; the last good checkpoint stays.
     """
     refuse_lost_places({"defects": config.defects, "output": config.output})
+    config = _with_absolute_places(config)
     folder = TrainingFolder(config.output)
     run = folder.read_run()
     if run is None:
@@ -59,6 +60,7 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> None:
 
 def dry_run(config: TrainConfig, say: Callable[[str], None] = print) -> None:
     """Says what `train` would do and how long it would take on a machine like this one; writes nothing."""
+    config = _with_absolute_places(config)
     run, defects = _draft(config)
     say(config.model_dump_json(indent=2))
     found = TrainingFolder(config.output).read_run()
@@ -96,6 +98,13 @@ def seconds_per_image(config: TrainConfig, sizes: DTGANConfig, defects: DefectSe
     for _ in range(3):
         step()
     return (time.perf_counter() - started) / (3 * config.batch_per_worker)
+
+
+def _with_absolute_places(config: TrainConfig) -> TrainConfig:
+    """Ray Train's workers work in a folder of their own."""
+    places = {"defects": config.defects, "output": config.output}
+    local = {key: str(Path(uri).absolute()) for key, uri in places.items() if storage.is_local(uri)}
+    return config.model_copy(update=local)
 
 
 def _draft(config: TrainConfig) -> tuple[TrainingRun, DefectSet]:

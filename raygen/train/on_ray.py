@@ -8,7 +8,6 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,7 +46,7 @@ def run_training(config: TrainConfig, run: TrainingRun, say: Callable[[str], Non
     workers = plan_workers(config.compute, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     say(workers.describe())
     resources = {"CPU": workers.cpus_per_worker, "GPU": workers.gpus_per_worker}
-    output = config.output if not storage.is_local(config.output) else str(Path(config.output).absolute())
+
     on_gpus = workers.gpus_per_worker > 0
     trainer = ray.train.torch.TorchTrainer(
         _worker,
@@ -60,7 +59,7 @@ def run_training(config: TrainConfig, run: TrainingRun, say: Callable[[str], Non
         torch_config=ray.train.torch.TorchConfig("nccl" if on_gpus and dist.is_nccl_available() else "gloo"),
         run_config=ray.train.RunConfig(
             name=f".ray/{uuid.uuid4().hex[:8]}",  # Ray's own notes; each attempt is a new run to it
-            storage_path=output,
+            storage_path=config.output,
             failure_config=ray.train.FailureConfig(max_failures=config.compute.max_failures),
         ),
     )
