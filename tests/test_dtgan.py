@@ -153,7 +153,7 @@ def shake(network: nn.Module) -> None:
     """Moves every bias, norm and fusion weight off its initial value."""
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            if parameter.ndim == 1 or name == "fusion.weight":
+            if parameter.ndim == 1 or name in ("fusion.weight", "opacity.weight"):
                 parameter.add_(0.3 * torch.randn_like(parameter))
 
 
@@ -298,6 +298,7 @@ class TestShapes:
             ("background_out", 0),
             ("content_norm", "instance"),
             ("decoders", "shared"),
+            ("fusion", "over"),
         ],
     )
     def test_bad_config_names_its_field(self, field, value) -> None:
@@ -386,15 +387,23 @@ class TestResidualUnit:
 
 
 class TestGenerator:
+    @pytest.mark.parametrize("fusion", ["linear", "alpha"])
     @pytest.mark.parametrize("background_skip", [False, True])
-    def test_is_background_plus_defect_layer(self, background_skip) -> None:
-        config = dataclasses.replace(TINY, background_skip=background_skip)
+    def test_is_background_and_defect_layer(self, background_skip, fusion) -> None:
+        config = dataclasses.replace(TINY, background_skip=background_skip, fusion=fusion)
         generator = Generator(config).double()
         shake(generator)
         x, (style, content) = images(config).double(), codes(config)
         style, content = style.double(), content.double()
         background, layer = generator.background(x), generator.defect_layer(style, content)
-        torch.testing.assert_close(generator(x, style, content), background + layer)
+        if fusion == "linear":
+            expected = background + layer
+        else:
+            paint, opacity = layer[:, :-1], layer[:, -1:]
+            assert ((opacity > 0) & (opacity < 1)).all()
+            assert opacity.std() > 0.01
+            expected = (1 - opacity) * background + paint
+        torch.testing.assert_close(generator(x, style, content), expected)
         assert background.std() > 0.1
         assert layer.std() > 0.1
         torch.testing.assert_close(generator.decode_background(generator.encode(x)[0], x), background)
@@ -407,6 +416,15 @@ class TestGenerator:
         fake.square().sum().backward()
         assert generator.fusion.weight.grad is not None
         assert (generator.fusion.weight.grad.abs().amax(dim=(0, 2, 3)) > 0).all(), "the fusion cannot learn"
+
+    def test_an_opacity_starts_small_and_can_learn(self) -> None:
+        generator = Generator(dataclasses.replace(TINY, background_skip=True, fusion="alpha"))
+        x, (style, content) = images(TINY), codes(TINY)
+        opacity = generator.defect_layer(style, content)[:, -1]
+        torch.testing.assert_close(opacity, torch.full_like(opacity, 0.018), atol=1e-3, rtol=0)
+        generator(x, style, content).square().sum().backward()
+        assert generator.opacity.weight.grad is not None
+        assert (generator.opacity.weight.grad.abs().amax(dim=(0, 2, 3)) > 0).all(), "the opacity cannot learn"
 
     def test_without_background_skip_the_input_is_not_copied(self) -> None:
         generator = Generator(TINY)

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -42,8 +43,9 @@ def changed(network: nn.Module, before: list[Tensor]) -> bool:
 # ------------------------------------------------------------------------------------------ translations
 
 
-def test_the_translator_shares_backgrounds_and_changes_nothing() -> None:
-    networks = build_networks(SIZES, seed=0)
+@pytest.mark.parametrize("fusion", ["linear", "alpha"])
+def test_the_translator_shares_backgrounds_and_changes_nothing(fusion: Literal["linear", "alpha"]) -> None:
+    networks = build_networks(replace(SIZES, fusion=fusion), seed=0)
     for parameter in networks.translator.parameters():  # the fusion starts at zero and would hide mistakes
         parameter.data.add_(0.05 * torch.randn_like(parameter))
     x = batch().x

@@ -15,6 +15,8 @@ Decisions where the paper is silent or cannot be taken literally:
   for it: G(x, s, 0) still adds the layer that AdaIN's shifts draw, which the losses see and train.
 * M's content branch uses pixel norm, see `MappingNetwork`.
 * `background_skip` adds the input image to the output, so that training starts from a perfect background.
+* `fusion="alpha"` is ours: a defect layer has an opacity besides, x̃ = (1 - α) · B(x) + F, so that a defect can
+  cover a texture, where the paper's can only add to it. It costs one channel, and the algebra stays.
 
 In the comments on shapes: N samples, K foreground domains, P products, C channels, R a resolution,
 H = W = `image_size`; numbers are the paper's, at 128 × 128 and width 1.
@@ -73,6 +75,8 @@ class DTGANConfig:
         shared_content_trunk: M has one content branch, not K; its last convolution alone is per domain.
         background_skip: the generator's output is the input image plus a correction that starts at zero. Not
             with joint decoders, which have no background of their own.
+        fusion: "linear", the paper's x̃ = B(x) + F(s, c); or "alpha", x̃ = (1 - α(s, c)) · B(x) + F(s, c). Not with
+            joint decoders, which have no defect layer.
         trunk_norm: norm in the trunks of E and D: "none" as in the paper, or "instance". Without one a small
             D needs tens of thousands of images to see that a photo has a scratch at all; with it, some thousands.
         content: False: style alone, as in StarGAN v2; contents are empty, (N, 0, 16, 16). It wants
@@ -99,6 +103,7 @@ class DTGANConfig:
     content_norm: Literal["pixel", "literal"] = "pixel"
     shared_content_trunk: bool = False
     background_skip: bool = False
+    fusion: Literal["linear", "alpha"] = "linear"
     trunk_norm: Literal["none", "instance"] = "none"
     content: bool = True
     decoders: Literal["separate", "joint"] = "separate"
@@ -122,6 +127,7 @@ class DTGANConfig:
         require(self.stem_kernel in (1, 3), "stem_kernel", "1 or 3")
         require(self.background_out >= 1, "background_out", "at least 1")
         require(self.content_norm in ("pixel", "literal"), "content_norm", '"pixel" or "literal"')
+        require(self.fusion in ("linear", "alpha"), "fusion", '"linear" or "alpha"')
         require(self.trunk_norm in ("none", "instance"), "trunk_norm", '"none" or "instance"')
         require(self.decoders in ("separate", "joint"), "decoders", '"separate" or "joint"')
         if not self.content:
@@ -130,6 +136,7 @@ class DTGANConfig:
             require(not self.content_noise, "content_noise", "False without content")
         if self.decoders == "joint":
             require(not self.background_skip, "background_skip", "False with joint decoders")
+            require(self.fusion == "linear", "fusion", '"linear" with joint decoders')
 
     def scaled(self, channels: int) -> int:
         """The paper's channel count times `width`, as a multiple of 8, at least 8."""
@@ -240,8 +247,8 @@ class Generator(GeneratorEncoder):
     """Translates an image into a style and content (Table 9).
 
     The last convolution is linear and the background decoder sees neither style nor content, so
-    `forward(x, s, c) == background(x) + defect_layer(s, c)`: k defects on one image need one background and k
-    defect layers. `raygen.models.dtgan_folded` makes more of this for inference.
+    `forward(x, s, c) == compose(background(x), defect_layer(s, c))`: k defects on one image need one background
+    and k defect layers. `raygen.models.dtgan_folded` makes more of this for inference.
 
     The output has no nonlinearity: values may leave [-1, 1].
     """
@@ -270,10 +277,15 @@ class Generator(GeneratorEncoder):
 
         # (d) Fusion
         self.fusion = nn.Conv2d(background_out + widths[-1], config.channels, 1)
+        if config.fusion == "alpha":
+            self.opacity = nn.Conv2d(widths[-1], 1, 1)
 
         initialize(self)
         if config.background_skip:
             nn.init.zeros_(self.fusion.weight)
+        if config.fusion == "alpha":  # nearly transparent at first: α = 0.02
+            nn.init.zeros_(self.opacity.weight)
+            nn.init.constant_(self.opacity.bias, -4.0)
 
     def forward(self, x: Tensor, style: Tensor, content: Tensor) -> Tensor:
         """The translated image x̃ = G(x, s, c).
@@ -286,6 +298,8 @@ class Generator(GeneratorEncoder):
         Returns:
             Images, unclamped, (N, channels, H, W).
         """
+        if self.config.fusion == "alpha":
+            return compose(self.background(x), self.defect_layer(style, content))
         background, _ = self.encode(x)
         background = self.background_decoder(background)  # (N, 448, H, W)
         foreground = self.decode_foreground(style, content)  # (N, 64, H, W)
@@ -311,9 +325,36 @@ class Generator(GeneratorEncoder):
         return self.decode_background(features, x)
 
     def defect_layer(self, style: Tensor, content: Tensor) -> Tensor:
-        """F(s, c): what a style and content add to any background, (N, channels, H, W)."""
+        """What a style and content put on any background.
+
+        Args:
+            style: (N, style_dim).
+            content: (N, content_channels, 16, 16); zeros for normal.
+
+        Returns:
+            F(s, c), (N, channels, H, W); with `fusion="alpha"` (N, channels + 1, H, W), the last the opacity
+            α(s, c) in (0, 1).
+        """
         h = self.decode_foreground(style, content)  # (N, 64, H, W)
-        return F.conv2d(h, self.fusion.weight[:, -h.shape[1] :])  # (N, channels, H, W)
+        layer = F.conv2d(h, self.fusion.weight[:, -h.shape[1] :])  # (N, channels, H, W)
+        if self.config.fusion == "linear":
+            return layer
+        return torch.cat([layer, self.opacity(h).sigmoid()], dim=1)  # (N, channels + 1, H, W)
+
+
+def compose(background: Tensor, layer: Tensor) -> Tensor:
+    """Puts defect layers on backgrounds: B + F, or (1 - α) · B + F where the layer has an opacity.
+
+    Args:
+        background: B(x), or an image itself, (..., N, channels, H, W).
+        layer: F, (..., N, channels, H, W); or F and α, (..., N, channels + 1, H, W).
+
+    Returns:
+        (..., N, channels, H, W).
+    """
+    channels = background.shape[-3]
+    paint, opacity = layer[..., :channels, :, :], layer[..., channels:, :, :]
+    return (1 - opacity) * background + paint if opacity.shape[-3] else background + paint
 
 
 def instance_norm(channels: int) -> nn.Module:

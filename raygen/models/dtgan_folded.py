@@ -150,7 +150,7 @@ class FoldedGenerator(nn.Module):
     """A generator converted for inference; later changes of the original do not reach it.
 
     All its state are buffers, at first on the device and of the type of the original; it moves and casts as any
-    module does. `generator(x, s, c) == background(x) + defect_layer(s, c)` to 1e-4 of the image range.
+    module does. `generator(x, s, c) == compose(background(x), defect_layer(s, c))` to 1e-4 of the image range.
     """
 
     stem: Tensor
@@ -158,6 +158,7 @@ class FoldedGenerator(nn.Module):
     fusion_bias: Tensor
     background_fusion: Tensor | None
     defect_fusion: Tensor | None
+    opacity_bias: Tensor | None
 
     @torch.no_grad()
     def __init__(
@@ -183,6 +184,9 @@ class FoldedGenerator(nn.Module):
 
         split = self.config.scaled(self.config.background_out)
         background, defect = generator.fusion.weight[:, :split], generator.fusion.weight[:, split:]
+        has_opacity = self.config.fusion == "alpha"
+        if has_opacity:
+            defect = torch.cat([defect, generator.opacity.weight])
         self.encoder = fold(generator.encoder)
         self.background_decoder = fold(generator.background_decoder, background)
         self.foreground_decoder = fold(generator.foreground_decoder, defect)
@@ -190,6 +194,7 @@ class FoldedGenerator(nn.Module):
         _keep(self, fusion_bias=_bias(generator.fusion))
         _keep(self, background_fusion=None if fold_fusion else background)
         _keep(self, defect_fusion=None if fold_fusion else defect)
+        _keep(self, opacity_bias=_bias(generator.opacity) if has_opacity else None)
 
     @torch.no_grad()
     def background(self, x: Tensor) -> Tensor:
@@ -215,18 +220,21 @@ class FoldedGenerator(nn.Module):
 
     @torch.no_grad()
     def defect_layer(self, style: Tensor, content: Tensor) -> Tensor:
-        """F(s, c): what a style and content add to any background.
+        """What a style and content put on any background.
 
         Args:
             style: (N, style_dim).
             content: (N, content_channels, 16, 16); zeros for normal.
 
         Returns:
-            (N, channels, H, W).
+            F(s, c), (N, channels, H, W); with `fusion="alpha"` (N, channels + 1, H, W), the last the opacity.
         """
         h = content.contiguous(memory_format=torch.channels_last)
         for block in self.foreground_decoder:
             h = block(h, style)
         if self.defect_fusion is not None:
             h = F.conv2d(h, self.defect_fusion)
-        return h.contiguous()  # (N, channels, H, W)
+        if self.opacity_bias is not None:
+            channels = self.config.channels
+            h = torch.cat([h[:, :channels], (h[:, channels:] + self.opacity_bias).sigmoid()], dim=1)
+        return h.contiguous()  # (N, channels or channels + 1, H, W)

@@ -3,8 +3,8 @@
 An iteration is the paper's (and StarGAN v2's): D steps on a latent-guided and on a reference-guided translation,
 then G, M and E on a latent-guided and G on a reference-guided one. All weights are in `LossConfig`.
 
-The translations of one image share its background: x̃ = B(x) + F(s, c), see `raygen.models.dtgan.Generator`. So the
-diversity term's four images cost one B and four of the light F.
+The translations of one image share its background, see `raygen.models.dtgan.compose`. So the diversity term's four
+images cost one B and four of the light F.
 """
 
 import copy
@@ -24,6 +24,7 @@ from raygen.models.dtgan import (
     Generator,
     MappingNetwork,
     StyleContentEncoder,
+    compose,
 )
 from raygen.models.joint import JointGenerator, build_generator
 from raygen.records import MODES, Mode
@@ -58,7 +59,7 @@ class Translator(nn.Module):
         if isinstance(generator, Generator):
             background = generator.decode_background(features, x)  # (N, C, H, W)
             layers = generator.defect_layer(styles.flatten(0, 1), contents.flatten(0, 1))  # (V N, C, H, W)
-            return background + layers.unflatten(0, shape), popped
+            return compose(background, layers.unflatten(0, shape)), popped
         features = features.expand(len(styles), *features.shape).flatten(0, 1)
         translated = generator.decode(features, styles.flatten(0, 1), contents.flatten(0, 1))
         return translated.unflatten(0, shape), popped
