@@ -76,7 +76,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from raygen.config import TrainConfig, load_config
+    from raygen.config import load_config
+    from raygen.train.config import TrainConfig
     from raygen.train.job import dry_run, train
 
     config = load_config(TrainConfig, args.recipe, args.overrides)
@@ -84,7 +85,8 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    from raygen.config import GenerateConfig, load_config
+    from raygen.config import load_config
+    from raygen.generate.config import GenerateConfig
     from raygen.generate.job import dry_run, generate
 
     config = load_config(GenerateConfig, args.recipe, args.overrides)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from raygen import images, storage, surfaces
 from raygen.checkpoint import load_checkpoint
-from raygen.config import GenerateConfig
+from raygen.generate.config import GenerateConfig
 from raygen.generate.job import generate
 from raygen.generate.verify import verify_run
 

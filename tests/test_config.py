@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from raygen.config import GenerateConfig, TrainConfig, load_config
+from raygen.config import load_config
 from raygen.errors import UserError
+from raygen.generate.config import GenerateConfig
 from raygen.models.dtgan import PRESETS
+from raygen.train.config import TrainConfig
 from raygen.train.job import network_sizes
 
 JOBS = Path(__file__).parent.parent / "jobs"

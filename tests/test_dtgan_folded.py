@@ -8,8 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raygen.models.dtgan import PRESETS, DTGANConfig, Generator, compose
-from raygen.models.dtgan_folded import FoldedGenerator, fused_kernel, pooled_kernel, upsampled_kernel
+from raygen.models.dtgan import PRESETS, Discriminator, DTGANConfig, Generator, compose
+from raygen.models.dtgan_folded import (
+    FoldedDiscriminator,
+    FoldedGenerator,
+    fused_kernel,
+    pooled_kernel,
+    upsampled_kernel,
+)
 
 TINY = DTGANConfig(image_size=32, width=1 / 32)
 """Its last background block keeps the width: no convolution on that skip."""
@@ -192,3 +198,46 @@ class TestSameBits:
     def test_again(self, threads) -> None:
         folded, batch = FoldedGenerator(random_generator(TINY)), inputs(TINY, 4)
         assert torch.equal(folded_image(folded, *batch), folded_image(folded, *batch))
+
+
+class TestDiscriminator:
+    @staticmethod
+    def random_discriminator(config: DTGANConfig) -> Discriminator:
+        discriminator = Discriminator(config).eval()
+        with torch.no_grad():
+            for parameter in discriminator.parameters():
+                if parameter.ndim == 1:
+                    parameter.add_(0.3 * torch.randn_like(parameter))
+        return discriminator
+
+    @pytest.mark.parametrize("trunk_norm", ["none", "instance"])
+    @pytest.mark.parametrize("classifiers", [True, False])
+    @pytest.mark.parametrize("name", ["tiny", "small-64"])
+    def test_same_logits(self, name, classifiers, trunk_norm) -> None:
+        config = dataclasses.replace(
+            CONFIGS[name],
+            trunk_norm=trunk_norm,
+            foreground_classifier=classifiers,
+            background_classifier=classifiers,
+        )
+        discriminator, (x, _, _) = self.random_discriminator(config).double(), inputs(config, 3)
+        folded = FoldedDiscriminator(discriminator)
+        for logits, expected in zip(folded(x.double()), discriminator(x.double()), strict=True):
+            if expected is None:
+                assert logits is None
+            else:
+                torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
+
+    def test_rows_do_not_depend_on_each_other(self) -> None:
+        config = PRESETS["small-64"]
+        folded, (x, _, _) = FoldedDiscriminator(self.random_discriminator(config)), inputs(config, 6)
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)  # as an actor computes on a CPU
+        try:
+            alone = folded(x)
+            moved = folded(torch.cat([x[3:], torch.rand_like(x[:2]), x[:1]]))
+        finally:
+            torch.set_num_threads(before)
+        for a, b in zip(alone, moved, strict=True):
+            assert torch.equal(a[3:], b[:3])
+            assert torch.equal(a[0], b[5])

@@ -9,8 +9,8 @@ from factories import TINY, write_checkpoint
 
 from raygen import storage, surfaces
 from raygen.checkpoint import GENERATOR, REFERENCE_CODES, Checkpoint, load_checkpoint
-from raygen.config import GenerateConfig
 from raygen.errors import UserError
+from raygen.generate.config import GenerateConfig
 from raygen.generate.generators import DTGANGenerator, load_generator
 from raygen.images import to_model
 from raygen.models.dtgan import DTGANConfig, Generator, MappingNetwork

@@ -7,8 +7,8 @@ import pytest
 import torch
 from training import SIZES, batch_maker, recipe
 
-from raygen.config import TrainConfig
 from raygen.train.batches import Batch, to_batch
+from raygen.train.config import TrainConfig
 from raygen.train.dtgan import Training
 from raygen.train.loop import DivergedError, World, train
 

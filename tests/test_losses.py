@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from raygen.config import LossConfig, OptimizerConfig
 from raygen.train import losses
+from raygen.train.config import LossConfig, OptimizerConfig
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:

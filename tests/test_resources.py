@@ -2,8 +2,8 @@
 
 import pytest
 
-from raygen.config import ComputeConfig
 from raygen.errors import UserError
+from raygen.generate.config import ComputeConfig
 from raygen.generate.resources import Resources, plan_resources
 
 

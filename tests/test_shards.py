@@ -14,8 +14,8 @@ from factories import write_pool
 
 from raygen import images, storage
 from raygen.checkpoint import load_checkpoint
-from raygen.config import GenerateConfig, Layout
 from raygen.errors import PromiseError, UserError
+from raygen.generate.config import GenerateConfig, Layout
 from raygen.generate.plan import Run, open_run, read_plan
 from raygen.generate.shards import (
     MANIFEST,

@@ -6,8 +6,8 @@ from factories import write_checkpoint, write_pool
 
 from raygen import storage
 from raygen.checkpoint import load_checkpoint
-from raygen.config import GenerateConfig
 from raygen.errors import UserError
+from raygen.generate.config import GenerateConfig
 from raygen.generate.plan import open_run
 from raygen.generate.shards import ShardStats, read_shard
 from raygen.generate.stages import GenerateActor, pack, tells, unpack

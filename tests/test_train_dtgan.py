@@ -13,10 +13,10 @@ from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 from training import SIZES, batch, batch_maker, recipe
 
-from raygen.config import LossConfig
 from raygen.models.dtgan import LADDER
 from raygen.records import MODES, Mode
 from raygen.train.batches import to_batch
+from raygen.train.config import LossConfig
 from raygen.train.dtgan import (
     Networks,
     Training,

@@ -15,11 +15,12 @@ from training import RECIPE, recipe, write_defect_set
 
 from raygen import storage
 from raygen.checkpoint import JUDGE, load_checkpoint
-from raygen.config import GenerateConfig, TrainConfig
 from raygen.errors import PromiseError, UserError
+from raygen.generate.config import GenerateConfig
 from raygen.generate.job import generate
 from raygen.generate.verify import verify_run
 from raygen.images import inspect_png
+from raygen.train.config import TrainConfig
 from raygen.train.folder import TrainingFolder
 from raygen.train.job import dry_run, train
 

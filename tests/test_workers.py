@@ -2,8 +2,8 @@
 
 import pytest
 
-from raygen.config import TrainComputeConfig
 from raygen.errors import UserError
+from raygen.train.config import TrainComputeConfig
 from raygen.train.workers import Workers, plan_workers
 
 GPU_NODE, CPU_NODE = {"CPU": 16.0, "GPU": 4.0}, {"CPU": 8.0}

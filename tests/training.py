@@ -6,9 +6,9 @@ import numpy as np
 from factories import TINY
 
 from raygen import images, storage, surfaces
-from raygen.config import TrainConfig
 from raygen.models.dtgan import DTGANConfig
 from raygen.train.batches import Batch, BatchMaker, Sampler, to_batch
+from raygen.train.config import TrainConfig
 
 SIZES = DTGANConfig(**{**TINY.__dict__, "trunk_norm": "instance", "background_out": 64})
 RECIPE: dict[str, Any] = {

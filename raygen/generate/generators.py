@@ -8,8 +8,8 @@ import torch
 
 from raygen import images
 from raygen.checkpoint import GENERATOR, REFERENCE_CODES, Checkpoint
-from raygen.config import GenerateConfig
 from raygen.errors import UserError
+from raygen.generate.config import GenerateConfig
 from raygen.models.dtgan import DTGANConfig, Generator, MappingNetwork
 from raygen.models.dtgan_folded import FoldedGenerator
 from raygen.records import NORMAL, SampleRequest

@@ -11,8 +11,9 @@ import numpy as np
 
 from raygen import images, storage
 from raygen.checkpoint import Checkpoint, load_checkpoint
-from raygen.config import GenerateConfig, check_writable, refuse_lost_places
+from raygen.config import check_writable, refuse_lost_places
 from raygen.data.pool import RawNormal, index_pool, read_normals
+from raygen.generate.config import GenerateConfig
 from raygen.generate.plan import Run, draft_run, open_run, read_run, refuse_another, unseen_products
 from raygen.generate.shards import Manifest, done_shards, read_manifest, write_manifest
 from raygen.generate.sheet import contact_sheet

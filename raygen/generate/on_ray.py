@@ -19,9 +19,9 @@ from ray.util import metrics
 
 from raygen import storage
 from raygen.checkpoint import Checkpoint
-from raygen.config import GenerateConfig
 from raygen.errors import PromiseError, UserError
 from raygen.generate import shards, stages
+from raygen.generate.config import GenerateConfig
 from raygen.generate.plan import Run
 from raygen.generate.progress import Progress
 from raygen.generate.resources import Resources, plan_resources

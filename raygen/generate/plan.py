@@ -21,9 +21,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raygen import __version__, storage
 from raygen.checkpoint import Checkpoint
-from raygen.config import GenerateConfig, Layout
 from raygen.data.pool import Normal, index_pool
 from raygen.errors import UserError
+from raygen.generate.config import GenerateConfig, Layout
 from raygen.records import PLAN_SCHEMA, SampleRequest, digest, plan_requests
 
 RUN = "run.json"

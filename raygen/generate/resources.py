@@ -4,8 +4,8 @@ when its actors leave no CPU for its tasks."""
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from raygen.config import ComputeConfig
 from raygen.errors import UserError
+from raygen.generate.config import ComputeConfig
 
 
 class Resources(NamedTuple):

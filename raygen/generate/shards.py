@@ -27,8 +27,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raygen import storage
-from raygen.config import Layout
 from raygen.errors import PromiseError
+from raygen.generate.config import Layout
 from raygen.records import SAMPLE_SCHEMA
 
 MANIFEST = "manifest.json"

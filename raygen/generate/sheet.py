@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from raygen import images
-from raygen.config import GenerateConfig
 from raygen.data.pool import read_normals
+from raygen.generate.config import GenerateConfig
 from raygen.generate.plan import Run
 from raygen.generate.shards import ShardStats, read_shard
 from raygen.show import draw_sheet

@@ -14,10 +14,10 @@ import pyarrow as pa
 
 from raygen import images, storage
 from raygen.checkpoint import Checkpoint, load_checkpoint
-from raygen.config import GenerateConfig
 from raygen.data.pool import read_normals
 from raygen.errors import UserError
 from raygen.generate import shards
+from raygen.generate.config import GenerateConfig
 from raygen.generate.plan import Run, read_plan
 from raygen.images import BadImageError
 from raygen.records import REJECT_SCHEMA, SAMPLE_SCHEMA, sample_id, sample_seed

@@ -285,7 +285,7 @@ class Generator(GeneratorEncoder):
             nn.init.zeros_(self.fusion.weight)
         if config.fusion == "alpha":  # nearly transparent at first: α = 0.02
             nn.init.zeros_(self.opacity.weight)
-            nn.init.constant_(self.opacity.bias, -4.0)
+            self.opacity.bias = nn.Parameter(torch.full((1,), -4.0))
 
     def forward(self, x: Tensor, style: Tensor, content: Tensor) -> Tensor:
         """The translated image x̃ = G(x, s, c).

@@ -1,4 +1,4 @@
-"""DT-GAN's generator converted for inference: the same images from an eighth of the arithmetic.
+"""DT-GAN's generator and discriminator converted for inference: the same images from an eighth of the arithmetic.
 
 The generator is x̃ = B(x) + F(s, c) (see `raygen.models.dtgan.Generator`): B is computed once for a normal, F once
 for a defect. On top of that, what stands next to each other and is linear becomes one convolution:
@@ -18,13 +18,22 @@ threads meets. The number of rows and the number of threads do change bits: oneD
 """
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raygen.models.blocks import AdaIN, ResidualUnit, linear_by_row, pooled_kernel, upsample, upsampled_kernel
-from raygen.models.dtgan import Generator
+from raygen.models.blocks import (
+    AdaIN,
+    Linear,
+    ResidualUnit,
+    linear_by_row,
+    pooled_kernel,
+    upsample,
+    upsampled_kernel,
+)
+from raygen.models.dtgan import Discriminator, DiscriminatorOutput, Generator
 
 
 def fused_kernel(fusion: Tensor, weight: Tensor) -> Tensor:
@@ -60,9 +69,10 @@ def normalize(h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 class FoldedBlock(nn.Module):
-    """A residual unit of the generator, with what is linear in it drawn together.
+    """A residual unit with what is linear in it drawn together.
 
-    Scales and shifts of both norms are one vector: `affine`, plus `affine_map` times the style for AdaIN.
+    Scales and shifts of both norms are one vector: `affine`, plus `affine_map` times the style for AdaIN; without
+    norms there is none.
     """
 
     kernel1: Tensor
@@ -70,7 +80,7 @@ class FoldedBlock(nn.Module):
     kernel2: Tensor
     bias2: Tensor
     skip: Tensor | None
-    affine: Tensor
+    affine: Tensor | None
     affine_map: Tensor | None
 
     def __init__(
@@ -90,20 +100,25 @@ class FoldedBlock(nn.Module):
             skip = fusion / math.sqrt(2) if skip is None else fused_kernel(fusion, skip)
         _keep(self, kernel1=kernel1, bias1=_bias(unit.conv1), kernel2=kernel2, bias2=bias2, skip=skip)
 
+        if isinstance(unit.norm1, nn.Identity):
+            _keep(self, affine=None, affine_map=None)
+            return
         map1, affine1 = _affine(unit.norm1)
         map2, affine2 = _affine(unit.norm2)
         both = None if map1 is None or map2 is None else torch.cat([map1, map2])
         _keep(self, affine=torch.cat([affine1, affine2]), affine_map=both)
 
     def forward(self, x: Tensor, style: Tensor | None = None) -> Tensor:
-        affine = self.affine[None]  # (1 or N, 2 C + 2 C')
-        if self.affine_map is not None and style is not None:
-            affine = linear_by_row(style, self.affine_map, self.affine)
-        widths = [x.shape[1]] * 2 + [len(self.bias1)] * 2
-        scale1, shift1, scale2, shift2 = affine[:, :, None, None].split(widths, dim=1)
-
-        h = self._first(normalize(x, scale1, shift1))
-        h = F.conv2d(normalize(h, scale2, shift2), self.kernel2, self.bias2, padding=1)
+        if self.affine is None:
+            h = F.leaky_relu_(self._first(F.leaky_relu(x, 0.2)), 0.2)
+        else:
+            affine = self.affine[None]  # (1 or N, 2 C + 2 C')
+            if self.affine_map is not None and style is not None:
+                affine = linear_by_row(style, self.affine_map, self.affine)
+            widths = [x.shape[1]] * 2 + [len(self.bias1)] * 2
+            scale1, shift1, scale2, shift2 = affine[:, :, None, None].split(widths, dim=1)
+            h = normalize(self._first(normalize(x, scale1, shift1)), scale2, shift2)
+        h = F.conv2d(h, self.kernel2, self.bias2, padding=1)
         if self.resample == "down":
             x = F.avg_pool2d(x, 2)
         x = x / math.sqrt(2) if self.skip is None else F.conv2d(x, self.skip)
@@ -120,6 +135,16 @@ class FoldedBlock(nn.Module):
         h = upsample(h) if self.resample == "up" else h
         h = F.conv2d(h, self.kernel1, self.bias1, padding=1)
         return F.avg_pool2d(h, 2) if self.resample == "down" else h
+
+
+def _fold(units: nn.Module, *, fusion: Tensor | None = None, fold_resampling: bool = True) -> nn.ModuleList:
+    """Converts residual units that follow one another; the last one takes in the fusion."""
+    blocks = [unit for unit in units.children() if isinstance(unit, ResidualUnit)]
+    fusions = [None] * (len(blocks) - 1) + [fusion]
+    return nn.ModuleList(
+        FoldedBlock(block, fusion=last, fold_resampling=fold_resampling)
+        for block, last in zip(blocks, fusions, strict=True)
+    )
 
 
 def _bias(conv: nn.Conv2d) -> Tensor:
@@ -174,22 +199,17 @@ class FoldedGenerator(nn.Module):
         super().__init__()
         self.config = generator.config
 
-        def fold(units: nn.Module, fusion: Tensor | None = None) -> nn.ModuleList:
-            blocks = [unit for unit in units.children() if isinstance(unit, ResidualUnit)]
-            fusions = [None] * (len(blocks) - 1) + [fusion if fold_fusion else None]
-            return nn.ModuleList(
-                FoldedBlock(block, fusion=last, fold_resampling=fold_resampling)
-                for block, last in zip(blocks, fusions, strict=True)
-            )
-
         split = self.config.scaled(self.config.background_out)
         background, defect = generator.fusion.weight[:, :split], generator.fusion.weight[:, split:]
         has_opacity = self.config.fusion == "alpha"
         if has_opacity:
             defect = torch.cat([defect, generator.opacity.weight])
+        fold = partial(_fold, fold_resampling=fold_resampling)
         self.encoder = fold(generator.encoder)
-        self.background_decoder = fold(generator.background_decoder, background)
-        self.foreground_decoder = fold(generator.foreground_decoder, defect)
+        self.background_decoder = fold(
+            generator.background_decoder, fusion=background if fold_fusion else None
+        )
+        self.foreground_decoder = fold(generator.foreground_decoder, fusion=defect if fold_fusion else None)
         _keep(self, stem=generator.stem.weight, stem_bias=_bias(generator.stem))
         _keep(self, fusion_bias=_bias(generator.fusion))
         _keep(self, background_fusion=None if fold_fusion else background)
@@ -238,3 +258,66 @@ class FoldedGenerator(nn.Module):
             channels = self.config.channels
             h = torch.cat([h[:, :channels], (h[:, channels:] + self.opacity_bias).sigmoid()], dim=1)
         return h.contiguous()  # (N, channels or channels + 1, H, W)
+
+
+class FoldedDiscriminator(nn.Module):
+    """A discriminator converted for inference; the logits are the original's but for rounding, about 1e-5 of their
+    range in float32."""
+
+    stem: Tensor
+    stem_bias: Tensor
+    content: Tensor
+    content_bias: Tensor
+    pooled: Tensor
+    pooled_bias: Tensor
+
+    @torch.no_grad()
+    def __init__(self, discriminator: Discriminator) -> None:
+        """Converts a discriminator, which is not changed."""
+        super().__init__()
+        self.config = discriminator.config
+        trunk, pooled = discriminator.trunk, discriminator.pooled
+        self.trunk = _fold(trunk.blocks)
+        self.pooled_blocks = _fold(pooled.blocks)
+        _keep(self, stem=trunk.stem.weight, stem_bias=_bias(trunk.stem))
+        _keep(self, pooled=pooled.conv.weight, pooled_bias=_bias(pooled.conv))
+        heads = {"adversarial": discriminator.adversarial}
+        if self.config.background_classifier:
+            heads["background"] = discriminator.background
+        if self.config.foreground_classifier:
+            heads["foreground"] = discriminator.foreground
+            self.foreground_blocks = _fold(discriminator.foreground_blocks)
+            _keep(self, content=discriminator.content.weight, content_bias=_bias(discriminator.content))
+        self.heads = nn.ModuleDict(heads).requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> DiscriminatorOutput:
+        """Judges images.
+
+        Args:
+            x: images in [-1, 1], (N, channels, H, W).
+        """
+        h = x.contiguous(memory_format=torch.channels_last)
+        h = F.conv2d(h, self.stem, self.stem_bias, padding=self.config.stem_kernel // 2)
+        h = _through(self.trunk, h)  # (N, 512, 16, 16)
+        pooled = F.leaky_relu_(_through(self.pooled_blocks, h), 0.2)  # (N, 512, 4, 4)
+        pooled = F.leaky_relu_(F.conv2d(pooled, self.pooled, self.pooled_bias), 0.2).flatten(1)  # (N, 512)
+        foreground = background = None
+        if self.config.foreground_classifier:
+            h = F.conv2d(F.leaky_relu_(h, 0.2), self.content, self.content_bias)  # (N, K * 64, 16, 16)
+            h = F.leaky_relu_(_through(self.foreground_blocks, h), 0.2).flatten(1)  # (N, 512)
+            foreground = self._head("foreground", h)
+        if self.config.background_classifier:
+            background = self._head("background", pooled)
+        return DiscriminatorOutput(self._head("adversarial", pooled), foreground, background)
+
+    def _head(self, name: str, h: Tensor) -> Tensor:
+        head = self.heads[name]
+        assert isinstance(head, Linear)
+        return linear_by_row(h, head.weight, head.bias)
+
+
+def _through(blocks: nn.ModuleList, h: Tensor) -> Tensor:
+    for block in blocks:
+        h = block(h)
+    return h

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raygen.config import LossConfig, OptimizerConfig, TrainConfig
 from raygen.models.blocks import compose_resampling
 from raygen.models.dtgan import (
     Discriminator,
@@ -30,6 +29,7 @@ from raygen.models.joint import JointGenerator, build_generator
 from raygen.records import MODES, Mode
 from raygen.train import losses
 from raygen.train.batches import Batch
+from raygen.train.config import LossConfig, OptimizerConfig, TrainConfig
 
 Terms = dict[str, Tensor]
 """Name of a loss term -> its value before it is weighted, ()."""

@@ -25,9 +25,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raygen import storage
 from raygen.checkpoint import BEST, CONFIG
-from raygen.config import TrainConfig
 from raygen.data.defects import Photo
 from raygen.errors import UserError
+from raygen.train.config import TrainConfig
 
 RUN, STATE, SHEET, DIVERGED = "run.json", "state.pt", "sheet.png", "diverged.json"
 

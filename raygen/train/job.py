@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 
 from raygen import storage
-from raygen.config import TrainConfig, check_writable, refuse_lost_places
+from raygen.config import check_writable, refuse_lost_places
 from raygen.data.defects import load_photos
 from raygen.errors import PromiseError, UserError
 from raygen.models.dtgan import LADDER, PRESETS, DTGANConfig
 from raygen.show import duration
 from raygen.train.batches import BatchMaker, to_batch
+from raygen.train.config import TrainConfig
 from raygen.train.dtgan import Training, iterate
 from raygen.train.folder import DIVERGED, TrainingFolder, TrainingRun, photos_name
 from raygen.train.photos import TRAINING_SPLITS, DefectSet, in_memory

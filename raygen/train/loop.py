@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
-from raygen.config import TrainConfig
 from raygen.train.batches import Batch
+from raygen.train.config import TrainConfig
 from raygen.train.dtgan import Networks, Training, iterate
 
 

@@ -22,10 +22,10 @@ from ray.train.v2._internal.exceptions import RayTrainError  # what it says of a
 from torch.nn.parallel import DistributedDataParallel
 
 from raygen import storage
-from raygen.config import TrainConfig
 from raygen.errors import PromiseError, UserError
 from raygen.models.dtgan import DTGANConfig
 from raygen.train.batches import Batch, BatchMaker, to_batch
+from raygen.train.config import TrainConfig
 from raygen.train.dtgan import Networks, Training
 from raygen.train.folder import DIVERGED, TrainingFolder, TrainingRun
 from raygen.train.loop import DivergedError, Watcher, World, train

@@ -6,12 +6,12 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from raygen.config import TrainConfig
 from raygen.data.defects import Photo, group_by_cell, list_defect_set, load_photos
 from raygen.errors import UserError
 from raygen.models.dtgan import DTGANConfig
 from raygen.records import NORMAL
 from raygen.train.batches import Load, Sampler
+from raygen.train.config import TrainConfig
 
 TRAINING_SPLITS, VALIDATION_SPLITS = ("", "train"), ("val", "validation")
 

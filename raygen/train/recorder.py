@@ -14,12 +14,12 @@ from tensorboardX import SummaryWriter
 
 from raygen import images, storage
 from raygen.checkpoint import GENERATOR, JUDGE, REFERENCE_CODES, CheckpointConfig, Reference, save_checkpoint
-from raygen.config import TrainConfig
 from raygen.data.defects import group_by_cell
 from raygen.models.dtgan import DTGANConfig
 from raygen.records import MODES, NORMAL
 from raygen.show import duration
 from raygen.train.batches import BatchMaker, to_batch
+from raygen.train.config import TrainConfig
 from raygen.train.dtgan import Networks, Training, generator_objective, generator_terms
 from raygen.train.folder import SHEET, STATE, TrainingFolder, TrainingRun
 from raygen.train.photos import TRAINING_SPLITS, VALIDATION_SPLITS, DefectSet, from_storage

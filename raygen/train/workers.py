@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from raygen.config import TrainComputeConfig
 from raygen.errors import UserError
+from raygen.train.config import TrainComputeConfig
 
 
 class Workers(NamedTuple):

@@ -39,8 +39,8 @@ from torch import Tensor, nn
 
 from raygen import images, storage, surfaces
 from raygen.checkpoint import GENERATOR, Checkpoint, load_checkpoint
-from raygen.config import GenerateConfig
 from raygen.data.defects import Photo, list_defect_set, load_photos
+from raygen.generate.config import GenerateConfig
 from raygen.generate.generators import load_generator
 from raygen.models.dtgan import DTGANConfig, Generator, MappingNetwork, StyleContentEncoder
 from raygen.records import MODES, NORMAL, digest, plan_requests, sample_seed

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from factories import write_pool
 
-from raygen.config import GenerateConfig
+from raygen.generate.config import GenerateConfig
 from raygen.generate.job import generate
 
 

@@ -25,8 +25,8 @@ from factories import write_checkpoint, write_pool
 
 from raygen import surfaces
 from raygen.checkpoint import load_checkpoint
-from raygen.config import ComputeConfig, GenerateConfig
 from raygen.generate import on_ray
+from raygen.generate.config import ComputeConfig, GenerateConfig
 from raygen.generate.plan import open_run
 from raygen.generate.shards import write_manifest
 from raygen.generate.verify import verify_run

@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from factories import write_pool
 
 from raygen.checkpoint import load_checkpoint
-from raygen.config import ComputeConfig, GenerateConfig
 from raygen.generate import on_ray
+from raygen.generate.config import ComputeConfig, GenerateConfig
 from raygen.generate.plan import open_run
 
 NUM_PROCESSES = 2

@@ -21,9 +21,10 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from raygen.config import TrainConfig, load_config
+from raygen.config import load_config
 from raygen.models.dtgan import DTGANConfig
 from raygen.train.batches import BatchMaker, Sampler, to_batch
+from raygen.train.config import TrainConfig
 from raygen.train.dtgan import Networks, Training, iterate
 from raygen.train.job import network_sizes
 from raygen.train.loop import World

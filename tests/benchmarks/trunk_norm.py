@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from raygen import surfaces
-from raygen.config import TrainConfig, load_config
+from raygen.config import load_config
 from raygen.models.dtgan import Discriminator
 from raygen.records import NORMAL
 from raygen.train.batches import BatchMaker, Sampler, to_batch
+from raygen.train.config import TrainConfig
 from raygen.train.dtgan import Training, discriminator_objective, head_start_terms
 from raygen.train.job import network_sizes
 
