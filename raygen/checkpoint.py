@@ -4,7 +4,7 @@
     generator.safetensors              EMA weights of all that generation needs
     references/codes.safetensors       the reference bank's style and content codes, row for row with
     references/index.json              where each reference came from
-    judge.safetensors                  the discriminator with its classifiers (not read for generation)
+    judge.safetensors                  the discriminator with its classifiers, for scores
 
 Nothing is ever unpickled. config.json is written last: a folder with one is complete.
 """
@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -70,13 +70,15 @@ class Checkpoint:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 (64 hexadecimal digits) over what decides a sample: sizes, names, weights and references;
-        not over how long or on what the weights were trained."""
+        """SHA-256 (64 hexadecimal digits) over what decides a sample and its scores: sizes, names, weights and
+        references; not over how long or on what the weights were trained."""
         deciding = self.config.model_dump(
             mode="json", include={"family", "model", "image_size", "channels", "products", "defect_types"}
         )
         deciding["files"] = {
-            name: sha for name, sha in self.config.files.items() if name == GENERATOR or "references/" in name
+            name: sha
+            for name, sha in self.config.files.items()
+            if name in (GENERATOR, JUDGE) or name.startswith("references/")
         }
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
@@ -145,8 +147,6 @@ def load_checkpoint(uri: str) -> Checkpoint:
         raise UserError(f"{uri}/{CONFIG}: not a checkpoint's config ({_first(error)})") from None
     files: dict[str, bytes] = {}
     for name, sha in config.files.items():
-        if name == JUDGE:
-            continue
         try:
             files[name] = storage.read(storage.join(uri, name))
         except storage.ObjectMissingError:
@@ -169,9 +169,6 @@ def export_checkpoint(uri: str, target_uri: str, defects_uri: str | None = None)
     """
     checkpoint = load_checkpoint(uri)
     names = [GENERATOR, REFERENCE_CODES] + [JUDGE] * (JUDGE in checkpoint.config.files)
-    if JUDGE in names:
-        judge = storage.read(storage.join(checkpoint.uri, JUDGE))
-        checkpoint = replace(checkpoint, files={**checkpoint.files, JUDGE: judge})
     config, references = checkpoint.config, checkpoint.references
     old = config.training.get("recipe", {}).get("defects")
     if defects_uri and old:

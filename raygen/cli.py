@@ -55,6 +55,14 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("output", help="the run folder")
     verify.set_defaults(run=_verify)
 
+    reproduce = commands.add_parser(
+        "reproduce", help="make a sample again from its row, and compare the bytes"
+    )
+    reproduce.add_argument("output", help="the run folder")
+    reproduce.add_argument("sample_id", help="a sample of it")
+    reproduce.add_argument("--save", metavar="FOLDER", help="where to put the image and the mask")
+    reproduce.set_defaults(run=_reproduce)
+
     export = commands.add_parser("export", help="copy a checkpoint for handing on: half precision, no state")
     export.add_argument("checkpoint", help="a checkpoint, or a training's folder for its best one")
     export.add_argument("output", help="the folder to write")
@@ -101,6 +109,12 @@ def _verify(args: argparse.Namespace) -> None:
         f"{args.output}: {manifest.num_samples:,} samples of {manifest.num_normals:,} normals in "
         f"{len(manifest.shards):,} shards, {sum(manifest.rejects.values()):,} normals rejected: all as promised"
     )
+
+
+def _reproduce(args: argparse.Namespace) -> None:
+    from raygen.generate.reproduce import reproduce
+
+    reproduce(args.output, args.sample_id, args.save)
 
 
 def _export(args: argparse.Namespace) -> None:

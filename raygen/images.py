@@ -33,11 +33,12 @@ REASONS = {
     "too_many_pixels": "more pixels than `max_pixels`",
     "wrong_size": "not of the model's size, with `resize = false`",
     "unsupported": "a pixel type without a fixed range (32-bit integer or float)",
+    "too_small": "smaller than a window, with `native = true`",
     "missing": "planned, and gone when it was read",
     "changed": "planned, and another content when it was read",
     "unreadable": "storage refuses this one (permission, archived, a damaged Parquet page)",
 }
-"""Why a normal is rejected. The first six are found here, the others by the reader."""
+"""Why a normal is rejected. The first seven are found from its bytes, the others by the reader."""
 
 
 def decode(data: bytes, size: int, channels: int, *, resize: bool, max_pixels: int) -> np.ndarray:
@@ -67,6 +68,46 @@ def decode(data: bytes, size: int, channels: int, *, resize: bool, max_pixels: i
         image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     image = image.convert("L" if channels == 1 else "RGB")
     return np.asarray(image).reshape(size, size, channels)
+
+
+def decode_photo(data: bytes, max_pixels: int) -> np.ndarray:
+    """Decodes a file at its own size, else as `decode` does: uint8, (H, W, 1) for grey ones, (H, W, 3) for others.
+
+    Raises:
+        BadImageError: for any file that cannot be used.
+    """
+    pixels = np.asarray(_open(data, max_pixels))
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def resize_window(photo: np.ndarray, box: tuple[int, int, int, int], size: int, channels: int) -> np.ndarray:
+    """Brings a part of a photograph to the model's form.
+
+    Args:
+        photo: uint8 (H, W, 1 or 3).
+        box: left, upper, right and lower edge.
+        size: height and width of the result; a part of that size is taken as it is.
+        channels: 1 (luminance) or 3.
+
+    Returns:
+        uint8 (size, size, channels).
+    """
+    left, upper, right, lower = box
+    part = photo[upper:lower, left:right]
+    image = Image.fromarray(part[:, :, 0] if part.shape[2] == 1 else part)
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.LANCZOS)
+    return np.asarray(image.convert("L" if channels == 1 else "RGB")).reshape(size, size, channels)
+
+
+def resize_field(field: np.ndarray, size: int) -> np.ndarray:
+    """Brings a map of numbers, float32 (H, W), to (size, size), bilinearly."""
+    return np.asarray(Image.fromarray(field).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
+    """Brings a mask, uint8 (H, W), to (size, size) without new values: each pixel is that of its nearest."""
+    return np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST))
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
@@ -105,16 +146,6 @@ def encode_png(pixels: np.ndarray, compress_level: int = 1) -> bytes:
         buffer, "PNG", compress_level=compress_level
     )
     return buffer.getvalue()
-
-
-def inspect_png(data: bytes) -> tuple[int, int, int]:
-    """Decodes a PNG that `encode_png` made; returns its height, width and channels.
-
-    Raises:
-        BadImageError: it cannot be decoded.
-    """
-    image = _open(data, max_pixels=2**31)
-    return image.height, image.width, len(image.getbands())
 
 
 def to_model(pixels: "torch.Tensor") -> "torch.Tensor":

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -22,14 +23,21 @@ class SampleRequest(NamedTuple):
 
 
 def plan_requests(
-    defect_types: tuple[str, ...], modes: tuple[Mode, ...], samples_per_cell: int
+    defect_types: tuple[str, ...], modes: tuple[Mode, ...], samples_per_cell: int | Mapping[str, int]
 ) -> tuple[SampleRequest, ...]:
-    """Lists what is made for one normal: every defect type × mode × k, in that order."""
+    """Lists what is made for one normal: every defect type × mode × k, in that order.
+
+    `samples_per_cell` is one number for all defect types, or each one's own.
+    """
+
+    def count(defect_type: str) -> int:
+        return samples_per_cell if isinstance(samples_per_cell, int) else samples_per_cell[defect_type]
+
     return tuple(
         SampleRequest(defect_type, mode, k)
         for defect_type in defect_types
         for mode in modes
-        for k in range(samples_per_cell)
+        for k in range(count(defect_type))
     )
 
 
@@ -40,22 +48,42 @@ def digest(*parts: str | int, num_bytes: int = 16) -> str:
     return hashlib.blake2b(text.encode(), digest_size=num_bytes).hexdigest()
 
 
-def sample_seed(normal_sha256: str, checkpoint: str, request: SampleRequest, run_seed: int) -> int:
+def sample_seed(
+    normal_sha256: str, checkpoint: str, request: SampleRequest, run_seed: int, attempt: int = 0
+) -> int:
     """The only randomness of a sample: 63 bits from the content of its normal, the checkpoint's digest, the
-    request and the run's seed; never from its place in a batch, a shard or a pool, nor from its name."""
-    parts = (normal_sha256, checkpoint, request.defect_type, request.mode, request.k, run_seed)
+    request, the run's seed and the number of the attempt; never from its place in a batch, a shard or a pool, nor
+    from its name."""
+    parts = [normal_sha256, checkpoint, request.defect_type, request.mode, request.k, run_seed]
+    parts += [attempt] if attempt else []
     return int(digest(*parts, num_bytes=8), 16) >> 1
 
 
-def sample_id(normal_uri: str, seed: int) -> str:
+def sample_id(normal_uri: str, first_seed: int) -> str:
     """Names a sample: 32 hexadecimal digits, unique in a run.
 
-    The seed tells the samples of one normal apart, the URI tells apart two normals of the same content.
+    The seed of its first attempt tells the samples of one normal apart, the URI tells apart two normals of the
+    same content. The name stays the same whichever attempt is kept.
     """
-    return digest(normal_uri, seed)
+    return digest(normal_uri, first_seed)
 
 
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+BOX_TYPE = pa.struct([(name, pa.int32()) for name in ("x", "y", "width", "height", "area")])
+"""A connected part of a mask: its bounding box, and how many pixels of it belong to the defect."""
+
+SCORES: dict[str, str] = {
+    "realism": "logit of D's wanted branch: > 0 looks real to the discriminator",
+    "type_prob": "0..1: D's foreground classifier on the wanted defect type",
+    "product_prob": "0..1: D's background classifier on the normal's product; null for one it has not seen",
+    "preservation": "grey levels 0..255: mean absolute change outside the mask; 0 = untouched",
+    "mask_area": "0..1: share of the window that the mask covers",
+    "contrast": "grey levels -255..255: mean inside the mask minus mean around it; < 0 = darker",
+    "novelty": "distance of its content to the nearest reference's, over the median one between two references: "
+    "0 = a copy, 1 = as new as a reference; null when reference-guided, which takes its content over",
+}
+"""How good a sample is, as columns: their ranges and meanings. Null where the checkpoint cannot tell."""
 
 _SAMPLE_FIELDS: list[tuple[str, Any]] = [
     ("sample_id", pa.string()),
@@ -65,24 +93,40 @@ _SAMPLE_FIELDS: list[tuple[str, Any]] = [
     ("defect_type", pa.string()),
     ("mode", pa.string()),
     ("k", pa.int32()),
-    ("seed", pa.int64()),
+    ("attempt", pa.int32()),  # which one is kept, from 0
+    ("seed", pa.int64()),  # of that attempt
     ("reference_uri", pa.string()),  # null when latent-guided
     ("checkpoint", pa.string()),  # its digest
     ("run_id", pa.string()),
     ("shard", pa.int32()),
     ("height", pa.int32()),
     ("width", pa.int32()),
+    ("window_x", pa.int32()),  # the part of the image that the model has seen: its left edge,
+    ("window_y", pa.int32()),  # its upper edge,
+    ("window_size", pa.int32()),  # and its side, in pixels of the image
+    *((name, pa.float32()) for name in SCORES),
+    ("accepted", pa.bool_()),
+    ("reject_reason", pa.string()),  # the first rule of the gate that failed; null if accepted
+    ("boxes", pa.list_(BOX_TYPE)),  # of the mask's connected parts, from the top
     ("image_sha256", pa.string()),  # of the PNG
+    ("mask_sha256", pa.string()),
     ("image", IMAGE_TYPE),  # PNG; in the png layout `bytes` is null and `path` names the file beside
+    ("mask", IMAGE_TYPE),  # likewise; one channel, 255 on the defect, else 0
 ]
 
 
 def _hugging_face_features() -> str:
-    """The schema metadata by which the `datasets` library shows `image` as an image."""
-    features: dict[str, Any] = {
-        name: {"_type": "Image"} if name == "image" else {"dtype": str(kind), "_type": "Value"}
-        for name, kind in _SAMPLE_FIELDS
-    }
+    """The schema metadata by which the `datasets` library shows `image` and `mask` as images."""
+
+    def feature(kind: pa.DataType) -> Any:
+        if kind == IMAGE_TYPE:
+            return {"_type": "Image"}
+        if pa.types.is_list(kind):
+            return [{field.name: feature(field.type) for field in BOX_TYPE}]
+        name = "float32" if pa.types.is_float32(kind) else str(kind)
+        return {"dtype": name, "_type": "Value"}
+
+    features = {name: feature(kind) for name, kind in _SAMPLE_FIELDS}
     return json.dumps({"info": {"features": features}})
 
 
@@ -101,5 +145,18 @@ PLAN_SCHEMA: pa.Schema = pa.schema(
 )
 """A normal in the plan: one row per normal, one Parquet row group per shard."""
 
-REJECT_SCHEMA: pa.Schema = pa.schema([("uri", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
-"""A normal that could not be used: one row of `rejects/`."""
+REJECT_SCHEMA: pa.Schema = pa.schema(
+    [
+        ("uri", pa.string()),  # of the normal
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        # of a sample; null where the normal itself is of no use, and with it all its samples
+        ("sample_id", pa.string()),
+        ("product", pa.string()),
+        ("defect_type", pa.string()),
+        ("mode", pa.string()),
+        ("k", pa.int32()),
+    ]
+)
+"""What was asked for and is not in the shard, one row of `rejects/`: a normal that could not be used, or a sample
+that the gate dropped."""

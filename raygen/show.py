@@ -2,14 +2,16 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 _MARGIN = 8
 _CAPTION = 30  # height of a caption, pixels
 _SMALLEST_CELL = 160  # smaller images are magnified by whole numbers
 _INK, _PAPER = (30, 30, 30), (250, 250, 250)
+_LINE = (225, 60, 40)  # around a mask
 
 
 def duration(seconds: float) -> str:
@@ -29,14 +31,24 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:.3g} TB"
 
 
+class Outlined(NamedTuple):
+    """An image with a mask to draw around."""
+
+    pixels: np.ndarray  # uint8 (H, W, 1 or 3)
+    mask: np.ndarray  # (H, W), 0 outside
+
+
 def draw_sheet(
-    captions: Sequence[str], groups: Mapping[str, Sequence[Sequence[np.ndarray]]], image_size: int
+    captions: Sequence[str],
+    groups: Mapping[str, Sequence[Sequence[np.ndarray | Outlined | None]]],
+    image_size: int,
 ) -> bytes:
     """Draws captioned columns of images, row under row, in named groups; returns a PNG.
 
     Args:
         captions: one a column.
-        groups: name -> rows of images, uint8 (image_size, image_size, 1 or 3), a row as long as `captions`.
+        groups: name -> rows of images, uint8 (image_size, image_size, 1 or 3), a row at most as long as
+            `captions`; None leaves a place empty.
         image_size: height and width of the images; small ones are magnified by a whole number.
     """
     cell = -(-_SMALLEST_CELL // image_size) * image_size
@@ -53,11 +65,25 @@ def draw_sheet(
         draw.text((_MARGIN, top + _MARGIN), name, _INK, font)
         top += _CAPTION
         for row in rows:
-            for column, pixels in enumerate(row):
-                image = Image.fromarray(pixels.squeeze()).convert("RGB")
-                image = image.resize((cell, cell), Image.Resampling.NEAREST)
-                sheet.paste(image, (_MARGIN + column * pitch, top))
+            for column, image in enumerate(row):
+                if image is not None:
+                    sheet.paste(_magnified(image, cell), (_MARGIN + column * pitch, top))
             top += pitch
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
+
+
+def _magnified(image: np.ndarray | Outlined, size: int) -> Image.Image:
+    """The image at the size of its cell, with a line around its mask."""
+
+    def enlarge(pixels: np.ndarray) -> Image.Image:
+        return Image.fromarray(pixels.squeeze()).resize((size, size), Image.Resampling.NEAREST)
+
+    if not isinstance(image, Outlined):
+        return enlarge(image).convert("RGB")
+    mask = enlarge((image.mask > 0).astype(np.uint8) * np.uint8(255))
+    line = ImageChops.difference(mask.filter(ImageFilter.MaxFilter(3)), mask)
+    drawn = enlarge(image.pixels).convert("RGB")
+    drawn.paste(_LINE, mask=line)
+    return drawn

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,13 +12,17 @@ from PIL import Image
 from raygen import images, storage, surfaces
 from raygen.checkpoint import (
     GENERATOR,
+    JUDGE,
     REFERENCE_CODES,
     Checkpoint,
     CheckpointConfig,
     Reference,
     save_checkpoint,
 )
-from raygen.models.dtgan import DTGANConfig, Generator, MappingNetwork
+from raygen.generate.config import GateConfig
+from raygen.generate.sampling import DefectGenerator, Samples, Windows, sample
+from raygen.models.dtgan import Discriminator, DTGANConfig, Generator, MappingNetwork
+from raygen.records import SampleRequest
 
 TINY = DTGANConfig(
     image_size=32,
@@ -47,7 +52,7 @@ def write_checkpoint(
     would hide mistakes.
     """
     torch.manual_seed(seed)
-    generator, mapping = Generator(sizes), MappingNetwork(sizes)
+    generator, mapping, judge = Generator(sizes), MappingNetwork(sizes), Discriminator(sizes)
     with torch.no_grad():
         for parameter in [*generator.parameters(), *mapping.parameters()]:
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -79,9 +84,25 @@ def write_checkpoint(
     tensors = {
         GENERATOR: {f"generator.{k}": v for k, v in generator.state_dict().items()}
         | {f"mapping.{k}": v for k, v in mapping.state_dict().items()},
+        JUDGE: judge.state_dict(),
         REFERENCE_CODES: codes,
     }
     return save_checkpoint(uri, config, tensors, tuple(bank))
+
+
+def make_samples(
+    generator: DefectGenerator,
+    normals: np.ndarray,
+    seeds: np.ndarray,
+    requests: Sequence[SampleRequest],
+    gate: GateConfig | None = None,
+    products: Sequence[str] = (),
+) -> Samples:
+    """Samples of normals, (N, H, W, C), from the seeds of their first attempts, (N, R); those of the next attempts
+    are the numbers after them."""
+    windows = Windows(normals[:, None], list(products) or ["brushed_metal"] * len(normals))
+    gate = gate or GateConfig(min_mask_area=None)
+    return sample(generator, windows, requests, lambda attempt: seeds + attempt, gate)
 
 
 def image_digests(output_uri: str) -> dict[tuple[str, str, str, int], str]:

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from factories import TINY, write_checkpoint
+from factories import TINY, make_samples, write_checkpoint
 
 from raygen import storage, surfaces
 from raygen.checkpoint import GENERATOR, REFERENCE_CODES, Checkpoint, load_checkpoint
@@ -40,21 +40,21 @@ def inputs(num_normals: int) -> tuple[np.ndarray, np.ndarray]:
 def test_a_sample_has_the_same_bits_wherever_it_stands(checkpoint: Checkpoint) -> None:
     """Other neighbours, another place in the batch, a batch that is not full, another process's generator."""
     normals, seeds = inputs(11)
-    whole = generator_of(checkpoint).generate(normals, seeds, REQUESTS)
+    whole = make_samples(generator_of(checkpoint), normals, seeds, REQUESTS)
     order = np.random.default_rng(1).permutation(11)
-    shuffled = generator_of(checkpoint).generate(normals[order], seeds[order], REQUESTS)
-    np.testing.assert_array_equal(shuffled.pixels, whole.pixels[order])
-    np.testing.assert_array_equal(shuffled.reference, whole.reference[order])
+    shuffled = make_samples(generator_of(checkpoint), normals[order], seeds[order], REQUESTS)
+    np.testing.assert_array_equal(shuffled.made.pixels, whole.made.pixels[order])
+    np.testing.assert_array_equal(shuffled.made.references, whole.made.references[order])
     torch.set_num_threads(2)  # a generator sets its own number
     np.testing.assert_array_equal(
-        generator_of(checkpoint).generate(normals, seeds, REQUESTS).pixels, whole.pixels
+        make_samples(generator_of(checkpoint), normals, seeds, REQUESTS).made.pixels, whole.made.pixels
     )
     for row in (0, 5, 10):
-        alone = generator_of(checkpoint).generate(normals[row : row + 1], seeds[row : row + 1], REQUESTS)
-        np.testing.assert_array_equal(alone.pixels[0], whole.pixels[row])
+        alone = make_samples(generator_of(checkpoint), normals[row : row + 1], seeds[row : row + 1], REQUESTS)
+        np.testing.assert_array_equal(alone.made.pixels[0], whole.made.pixels[row])
     columns = [6, 1]
-    some = generator_of(checkpoint).generate(normals, seeds[:, columns], [REQUESTS[i] for i in columns])
-    np.testing.assert_array_equal(some.pixels, whole.pixels[:, columns])
+    some = make_samples(generator_of(checkpoint), normals, seeds[:, columns], [REQUESTS[i] for i in columns])
+    np.testing.assert_array_equal(some.made.pixels, whole.made.pixels[:, columns])
 
 
 def test_samples_are_those_of_the_plain_networks(checkpoint: Checkpoint) -> None:
@@ -69,7 +69,7 @@ def test_samples_are_those_of_the_plain_networks(checkpoint: Checkpoint) -> None
         network.eval()
     codes = checkpoint.tensors(REFERENCE_CODES)
     normals, seeds = inputs(3)
-    made = generator_of(checkpoint).generate(normals, seeds, REQUESTS)
+    made = make_samples(generator_of(checkpoint), normals, seeds, REQUESTS).made
     for row in range(len(normals)):
         x = to_model(torch.from_numpy(normals[row : row + 1]))
         for column, request in enumerate(REQUESTS):
@@ -79,14 +79,14 @@ def test_samples_are_those_of_the_plain_networks(checkpoint: Checkpoint) -> None
                 domain = torch.tensor([1 + surfaces.DEFECT_TYPES.index(request.defect_type)])
                 with torch.no_grad():
                     style, content = mapping(drawn[:, :16], domain, drawn[:, 16:])
-                assert made.reference[row, column] == -1
+                assert made.references[row, column] == -1
             else:
                 of_type = [
                     i for i, r in enumerate(checkpoint.references) if r.defect_type == request.defect_type
                 ]
                 chosen = of_type[stream.integers(len(of_type))]
                 style, content = codes["style"][[chosen]], codes["content"][[chosen]]
-                assert made.reference[row, column] == chosen
+                assert made.references[row, column] == chosen
             with torch.no_grad():
                 expected = plain(x, style, content).clamp(-1, 1).add(1).mul(127.5)[0].permute(1, 2, 0).numpy()
             # 1e-4 of the range is 0.026 grey levels, and rounding adds at most a half.
@@ -96,7 +96,7 @@ def test_samples_are_those_of_the_plain_networks(checkpoint: Checkpoint) -> None
 def test_every_seed_makes_its_own_sample(checkpoint: Checkpoint) -> None:
     normals, seeds = inputs(2)
     latents = [request for request in REQUESTS if request.mode == "latent"]
-    made = generator_of(checkpoint).generate(normals, seeds[:, : len(latents)], latents).pixels
+    made = make_samples(generator_of(checkpoint), normals, seeds[:, : len(latents)], latents).made.pixels
     samples = made.reshape(-1, TINY.image_size**2).astype(int)
     for i, j in itertools.combinations(range(len(samples)), 2):
         assert np.abs(samples[i] - samples[j]).mean() > 1  # grey levels
@@ -106,7 +106,9 @@ def test_every_reference_of_the_type_is_drawn(checkpoint: Checkpoint) -> None:
     request = SampleRequest("spots", "reference", 0)
     normals, _ = inputs(1)
     seeds = np.arange(200)[:, None]
-    drawn = generator_of(checkpoint).generate(np.repeat(normals, 200, axis=0), seeds, [request]).reference
+    drawn = make_samples(
+        generator_of(checkpoint), np.repeat(normals, 200, axis=0), seeds, [request]
+    ).made.references
     assert {checkpoint.references[i].defect_type for i in np.unique(drawn)} == {"spots"}
     assert len(np.unique(drawn)) == 12  # 3 products × 4
 
@@ -116,14 +118,14 @@ def test_no_normals_make_no_samples(checkpoint: Checkpoint) -> None:
     for uri in (checkpoint.uri, "null:32x1"):
         config = GenerateConfig(pool="pool", output="out", checkpoint=uri)
         generator = load_generator(load_checkpoint(uri), config)
-        made = generator.generate(normals[:0], seeds[:0], REQUESTS)
-        assert made.pixels.shape == (0, len(REQUESTS), 32, 32, 1)
+        assert len(make_samples(generator, normals[:0], seeds[:0], REQUESTS).made.pixels) == 0
 
 
 def test_the_null_generator_copies() -> None:
     config = GenerateConfig(pool="pool", output="out", checkpoint="null:32x1")
     normals, seeds = inputs(3)
-    made = load_generator(load_checkpoint("null:32x1"), config).generate(normals, seeds, REQUESTS)
+    generator = load_generator(load_checkpoint("null:32x1"), config)
+    made = make_samples(generator, normals, seeds, REQUESTS).made
     for column in range(len(REQUESTS)):
         np.testing.assert_array_equal(made.pixels[:, column], normals)
 
@@ -131,8 +133,9 @@ def test_the_null_generator_copies() -> None:
 def test_bfloat16_is_near(checkpoint: Checkpoint) -> None:
     normals, seeds = inputs(3)
     config = GenerateConfig(pool="pool", output="out", checkpoint=checkpoint.uri, precision="bfloat16")
-    half = load_generator(checkpoint, config).generate(normals, seeds, REQUESTS).pixels.astype(float)
-    full = generator_of(checkpoint).generate(normals, seeds, REQUESTS).pixels.astype(float)
+    generator = load_generator(checkpoint, config)
+    half = make_samples(generator, normals, seeds, REQUESTS).made.pixels.astype(float)
+    full = make_samples(generator_of(checkpoint), normals, seeds, REQUESTS).made.pixels.astype(float)
     assert 0 < np.sqrt(np.mean((half - full) ** 2)) < 0.03 * 255
 
 

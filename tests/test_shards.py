@@ -16,19 +16,23 @@ from raygen import images, storage
 from raygen.checkpoint import load_checkpoint
 from raygen.errors import PromiseError, UserError
 from raygen.generate.config import GenerateConfig, Layout
+from raygen.generate.masks import boxes
 from raygen.generate.plan import Run, open_run, read_plan
 from raygen.generate.shards import (
     MANIFEST,
+    CellStats,
+    Encoded,
     ShardStats,
     done_shards,
     read_manifest,
     read_shard,
     read_stats,
+    sum_cells,
     write_manifest,
     write_shard,
 )
 from raygen.generate.verify import verify_run
-from raygen.records import REJECT_SCHEMA, SAMPLE_SCHEMA, sample_id, sample_seed
+from raygen.records import REJECT_SCHEMA, SAMPLE_SCHEMA, SCORES, SampleRequest, sample_id, sample_seed
 
 LAYOUTS: list[Layout] = ["parquet", "webdataset", "png"]
 
@@ -43,6 +47,9 @@ def samples_of(output_uri: str, run: Run, shard: int, rejected: set[str]) -> pa.
             seed = sample_seed(sha256, run.checkpoint, request, run.seed)
             name = sample_id(normal["uri"], seed)
             png = images.encode_png(rng.integers(0, 256, (32, 32, 1), dtype=np.uint8))
+            mask = np.zeros((32, 32), np.uint8)
+            mask[5 : 5 + request.k + 3, shard : shard + 4] = 255
+            mask_png = images.encode_png(mask[:, :, None])
             row = {
                 "sample_id": name,
                 "normal_uri": normal["uri"],
@@ -56,11 +63,30 @@ def samples_of(output_uri: str, run: Run, shard: int, rejected: set[str]) -> pa.
                 "shard": shard,
                 "height": 32,
                 "width": 32,
+                "attempt": 0,
+                "window_x": 0,
+                "window_y": 0,
+                "window_size": 32,
+                **dict.fromkeys(SCORES),
+                "accepted": True,
+                "reject_reason": None,
+                "boxes": boxes(mask > 0),
                 "image_sha256": hashlib.sha256(png).hexdigest(),
+                "mask_sha256": hashlib.sha256(mask_png).hexdigest(),
                 "image": {"bytes": png, "path": f"{name}.png"},
+                "mask": {"bytes": mask_png, "path": f"{name}_mask.png"},
             }
             rows.append(row)
     return pa.Table.from_pylist(rows, SAMPLE_SCHEMA)
+
+
+def encoded(samples: pa.Table) -> Encoded:
+    """With the fates that its rows tell."""
+    fates = []
+    for row in samples.to_pylist():
+        request = SampleRequest(row["defect_type"], row["mode"], row["k"])
+        fates.append(CellStats.of_sample(row["product"], request, row["reject_reason"], 1, is_dropped=False))
+    return Encoded(samples, REJECT_SCHEMA.empty_table(), sum_cells(fates))
 
 
 def write_run(folder_uri: str, layout: Layout = "parquet") -> tuple[str, Run]:
@@ -81,7 +107,7 @@ def write_run(folder_uri: str, layout: Layout = "parquet") -> tuple[str, Run]:
             [{"uri": uri, "reason": "empty", "detail": "0 bytes"} for uri in uris], REJECT_SCHEMA
         )
         samples = samples_of(config.output, run, shard, set(uris))
-        write_shard(config.output, layout, shard, plan.num_rows, samples, rejects, {"write": 0.1})
+        write_shard(config.output, layout, shard, plan.num_rows, encoded(samples), rejects, {"write": 0.1})
     stats = read_stats(config.output, done_shards(config.output))
     write_manifest(config.output, run.run_id, stats)
     return config.output, run
@@ -146,11 +172,12 @@ def test_what_other_tools_find_in_each_layout(tmp_path) -> None:
     output_uri, _ = write_run(str(tmp_path / "b"), "webdataset")
     with tarfile.open(f"{output_uri}/shards/00000.tar") as tar:
         names = tar.getnames()
-    assert names[0].removesuffix(".png") == names[1].removesuffix(".json")  # a sample's files stand together
+    name = names[0].removesuffix(".png")
+    assert names[1:3] == [f"{name}.mask.png", f"{name}.json"]  # a sample's files stand together
 
     output_uri, _ = write_run(str(tmp_path / "c"), "png")
     table = pq.read_table(f"{output_uri}/shards/00000/metadata.parquet")
-    for image in table["image"].to_pylist():
+    for image in table["image"].to_pylist() + table["mask"].to_pylist():
         assert image["bytes"] is None
         assert storage.exists(f"{output_uri}/shards/00000/{image['path']}")
 
@@ -158,9 +185,8 @@ def test_what_other_tools_find_in_each_layout(tmp_path) -> None:
 def test_an_empty_shard_is_a_shard(tmp_path) -> None:
     for layout in LAYOUTS:
         output_uri = str(tmp_path / layout)
-        stats = write_shard(
-            output_uri, layout, 0, 0, SAMPLE_SCHEMA.empty_table(), REJECT_SCHEMA.empty_table(), {}
-        )
+        nothing, no_rejects = encoded(SAMPLE_SCHEMA.empty_table()), REJECT_SCHEMA.empty_table()
+        stats = write_shard(output_uri, layout, 0, 0, nothing, no_rejects, {})
         assert done_shards(output_uri) == {0}
         assert read_shard(output_uri, stats).num_rows == 0
 
@@ -200,7 +226,7 @@ DAMAGE = {
     "a changed plan": (lambda uri: change_plan(uri), "SHA-256 of the plan"),
     "a stray file": (lambda uri: storage.put(f"{uri}/shards/00009.parquet", b"x"), "nobody knows"),
     "a stray note": (lambda uri: storage.put(f"{uri}/shards/notes.json", b"x"), "nobody knows"),
-    "a wrong total": (lambda uri: edit_manifest(uri, num_samples=45), "samples and rejects"),
+    "a wrong total": (lambda uri: edit_manifest(uri, num_samples=45), "samples, dropped and rejected ones"),
     "another run's manifest": (lambda uri: edit_manifest(uri, run_id="0"), "run_id"),
 }
 
@@ -217,7 +243,9 @@ def test_verify_finds(tmp_path, what: str) -> None:
 def rewrite(output_uri: str, run: Run, samples: pa.Table) -> None:
     """Puts other samples into shard 0, with stats and a manifest that agree with them."""
     storage.delete(f"{output_uri}/shards/00000.json")
-    stats: ShardStats = write_shard(output_uri, "parquet", 0, 5, samples, REJECT_SCHEMA.empty_table(), {})
+    stats: ShardStats = write_shard(
+        output_uri, "parquet", 0, 5, encoded(samples), REJECT_SCHEMA.empty_table(), {}
+    )
     write_manifest(output_uri, run.run_id, [stats, *read_stats(output_uri, {1, 2})])
 
 
@@ -240,6 +268,10 @@ def test_verify_finds_wrong_samples_behind_right_digests(tmp_path) -> None:
         "wrong seed": with_column(right, "seed", [1] * num_samples),
         "wrong run_id": with_column(right, "run_id", ["other"] * num_samples),
         "wrong image_sha256": with_column(right, "image_sha256", ["0"] * num_samples),
+        "wrong boxes": with_column(right, "boxes", [[]] * num_samples),
+        "wrong mask_sha256": with_column(right, "mask_sha256", ["0"] * num_samples),
+        "wrong attempt, |wrong seed": with_column(right, "attempt", [1] * num_samples),
+        "wrong accepted": with_column(right, "accepted", [False] * num_samples),
         "not an image": with_column(
             with_column(right, "image", [{"bytes": blank, "path": "x"}] * num_samples),
             "image_sha256",

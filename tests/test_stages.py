@@ -74,4 +74,4 @@ def test_a_checkpoint_that_changes_meanwhile_stops_the_run(tmp_path) -> None:
     run = open_run(config, load_checkpoint(config.checkpoint))
     write_checkpoint(config.checkpoint, seed=1)
     told = GenerateActor(config, run, config.checkpoint)(read(pa.table({"shard": [0]}), config, run))
-    assert "changed while the run was on" in told["error"][0].as_py()
+    assert "is not the checkpoint of this run any more" in told["error"][0].as_py()

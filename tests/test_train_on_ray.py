@@ -19,7 +19,7 @@ from raygen.errors import PromiseError, UserError
 from raygen.generate.config import GenerateConfig
 from raygen.generate.job import generate
 from raygen.generate.verify import verify_run
-from raygen.images import inspect_png
+from raygen.images import decode_photo
 from raygen.train.config import TrainConfig
 from raygen.train.folder import TrainingFolder
 from raygen.train.job import dry_run, train
@@ -59,7 +59,7 @@ def test_a_training_leaves_what_it_promises(trained: tuple[TrainConfig, list[str
     }
     bank = {"references/codes.safetensors", "references/index.json"}
     assert names == {"config.json", "generator.safetensors", JUDGE, "state.pt", "sheet.png"} | bank
-    height, width, _ = inspect_png(storage.read(f"{folder.checkpoint_uri(24)}/sheet.png"))
+    height, width, _ = decode_photo(storage.read(f"{folder.checkpoint_uri(24)}/sheet.png"), 2**31).shape
     assert min(height, width) > 500
     rows = metrics(config.output)
     assert [row["images_seen"] for row in rows if "latent/G/cycle" in row] == list(range(6, 26, 2))

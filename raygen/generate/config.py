@@ -8,6 +8,7 @@ from raygen.config import Config, Place, distinct
 from raygen.records import Mode
 
 Layout = Literal["parquet", "webdataset", "png"]
+Count = Annotated[int, Field(ge=1)]
 
 
 class ComputeConfig(Config):
@@ -24,6 +25,48 @@ class ComputeConfig(Config):
     """Logical CPUs a read or a write task reserves. Default: 1 beside GPUs, else 0.25."""
     read_threads: Annotated[int, Field(ge=1)] = 8
     """Simultaneous requests of one read task."""
+
+
+class MaskConfig(Config):
+    """How the mask of a defect is read off its layer; lengths are pixels of the model's image. The defaults were
+    chosen by a segmentation network trained on true masks (tests/benchmarks/mask_quality.py)."""
+
+    threshold: Annotated[float, Field(gt=0)] = 20.0
+    """Grey levels of change that make a defect."""
+    noise_factor: Annotated[float, Field(ge=0)] = 4.0
+    """Or so many times the noise of the layer, if that is more."""
+    peak_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Or this share of the layer's strongest change, if that is more."""
+    spread: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """A defect reaches as far as the change exceeds this share of the threshold."""
+    close: Annotated[int, Field(ge=0)] = 0
+    """Gaps up to twice this width are closed."""
+    min_area: Annotated[float, Field(ge=0, lt=1)] = 0.001
+    """Parts smaller than this share of the window are noise."""
+    fade: Annotated[float, Field(gt=0)] = 1.0
+    """In a residual composition: the change by which a defect comes to its full strength, from 0 where it begins,
+    as a share of where it begins. So it has no hard edge."""
+
+
+class GateConfig(Config):
+    """Rules that a sample must pass to be accepted, on the scores of `raygen.records.SCORES`; tried in this order,
+    and the first that fails is the sample's `reject_reason`. A rule on a score that is null passes."""
+
+    min_mask_area: Annotated[float, Field(ge=0, le=1)] | None = 0.0005
+    max_mask_area: Annotated[float, Field(ge=0, le=1)] | None = None
+    min_type_prob: Annotated[float, Field(ge=0, le=1)] | None = None
+    min_product_prob: Annotated[float, Field(ge=0, le=1)] | None = None
+    min_realism: float | None = None
+    max_background_change: Annotated[float, Field(ge=0)] | None = None
+    """Of `preservation`."""
+    min_contrast: Annotated[float, Field(ge=0)] | None = None
+    """Of the contrast's absolute value."""
+    min_novelty: Annotated[float, Field(ge=0)] | None = None
+    max_attempts: Annotated[int, Field(ge=1)] = 4
+    """How often a sample is made anew, each time from the next seed, until it is accepted."""
+    on_shortfall: Literal["keep-best", "drop", "fail"] = "keep-best"
+    """When no attempt is accepted: keep the best one, marked; leave the sample out, and say so in `rejects/`; or
+    end the run with exit code 3 (what is written stays, as with keep-best)."""
 
 
 class GenerateConfig(Config):
@@ -47,8 +90,22 @@ class GenerateConfig(Config):
         "latent",
         "reference",
     )
-    samples_per_cell: Annotated[int, Field(ge=1)] = 1
-    """Samples per normal, defect type and mode."""
+    samples_per_cell: Count | dict[str, Count] = 1
+    """Samples per normal, defect type and mode; or each defect type's own, say {scratches = 2, spots = 1}."""
+    reference_products: Literal["any", "same"] | Annotated[tuple[str, ...], Field(min_length=1)] = "any"
+    """Whose references guide a normal: those of any product, of its own, or of the products in a list (the paper's
+    Tables 4 and 13: vA, vB, vC, and vABC = "any")."""
+    composition: Literal["reconstruct", "residual"] = "reconstruct"
+    """"reconstruct": the whole image comes out of the generator, as in the paper. "residual": the defect alone is
+    put on the normal's own pixels, and nothing changes outside the mask."""
+    native: bool = False
+    """Whether a normal keeps its size: the defect is made in a window of it. Wants `composition = "residual"`."""
+    scale: Annotated[float, Field(gt=0)] = 1.0
+    """With `native`: pixels of the normal for one of the model's; the window's side is the model's times this."""
+    roi: Place | None = None
+    """With `native`: a folder of `{product}.png`, white where defects may lie, stretched over the normal."""
+    masks: bool = True
+    """Whether samples get masks and scores; without them nothing is gated."""
     normals_per_shard: Annotated[int, Field(ge=1)] = 256
     """Normals of one shard: the unit of work, of retry and of commit."""
     layout: Layout = "parquet"
@@ -64,7 +121,21 @@ class GenerateConfig(Config):
     """Whether a product that the checkpoint has not seen is an error, or a warning."""
     max_reject_rate: Annotated[float, Field(ge=0, le=1)] = 0.01
     """The run fails (exit code 3) when more than this share of the pool cannot be used."""
+    mask: MaskConfig = MaskConfig()
+    gate: GateConfig = GateConfig()
     compute: ComputeConfig = ComputeConfig()
+
+    @model_validator(mode="after")
+    def _keep_options_together(self) -> Self:
+        if self.composition == "residual" and not self.masks:
+            raise ValueError('composition = "residual" is made of masks: set masks = true')
+        if self.native and self.composition != "residual":
+            raise ValueError(
+                'native = true wants composition = "residual": a reconstructed window shows its frame'
+            )
+        if self.roi and not self.native:
+            raise ValueError("roi says where windows may lie: it wants native = true")
+        return self
 
     @model_validator(mode="after")
     def _keep_pool_and_output_apart(self) -> Self:
@@ -77,4 +148,7 @@ class GenerateConfig(Config):
         """What decides the samples and the shards, beside the checkpoint's digest: a run folder is resumed only
         by a config with the same."""
         policy = {"output", "checkpoint", "compute", "max_reject_rate", "strict_products"}
-        return self.model_dump(mode="json", exclude=policy)
+        deciding = self.model_dump(mode="json", exclude=policy)
+        if deciding["gate"]["on_shortfall"] == "fail":  # it writes what keep-best writes
+            deciding["gate"]["on_shortfall"] = "keep-best"
+        return deciding

@@ -1,5 +1,6 @@
 """The main job from config to manifest: check, plan, work, sum up, show."""
 
+import itertools
 import os
 import statistics
 import tempfile
@@ -7,20 +8,28 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
-
 from raygen import images, storage
-from raygen.checkpoint import Checkpoint, load_checkpoint
+from raygen.checkpoint import JUDGE, Checkpoint, load_checkpoint
 from raygen.config import check_writable, refuse_lost_places
-from raygen.data.pool import RawNormal, index_pool, read_normals
+from raygen.data.pool import index_pool
 from raygen.generate.config import GenerateConfig
-from raygen.generate.plan import Run, draft_run, open_run, read_run, refuse_another, unseen_products
-from raygen.generate.shards import Manifest, done_shards, read_manifest, write_manifest
+from raygen.generate.encode import encode_samples
+from raygen.generate.plan import (
+    Run,
+    draft_run,
+    open_run,
+    plan_table,
+    read_run,
+    refuse_another,
+    unseen_products,
+)
+from raygen.generate.shards import CellStats, Manifest, done_shards, read_manifest, write_manifest
 from raygen.generate.sheet import contact_sheet
-from raygen.records import sample_seed
+from raygen.generate.stages import GenerateActor, read_planned
 from raygen.show import duration, size
 
 CONTACT_SHEET = "contact-sheet.png"
+_MAX_CELLS = 24  # lines of the summary
 
 
 def generate(config: GenerateConfig, say: Callable[[str], None] = print) -> Manifest:
@@ -54,7 +63,7 @@ def generate(config: GenerateConfig, say: Callable[[str], None] = print) -> Mani
         stats = on_ray.run_shards(config, run, checkpoint, say)
     storage.put(storage.join(config.output, CONTACT_SHEET), contact_sheet(config, run, stats))
     manifest = write_manifest(config.output, run.run_id, stats)
-    _say_result(config, manifest, time.monotonic() - started, say)
+    _say_result(config, run, manifest, time.monotonic() - started, say)
     return manifest
 
 
@@ -91,6 +100,12 @@ def _say_what(config: GenerateConfig, run: Run, checkpoint: Checkpoint, say: Cal
     )
     if checkpoint.config.images_seen == 0 and checkpoint.config.family != "null":
         say(f"WARNING: {checkpoint.uri} is untrained (images_seen = 0): its defects mean nothing")
+    if config.roi and (free := [name for name in run.products if name not in run.rois]):
+        say(
+            f"WARNING: {', '.join(free)}: no region of interest in {config.roi}; defects may lie anywhere on them"
+        )
+    if run.is_judged and JUDGE not in checkpoint.config.files:
+        say(f"WARNING: {checkpoint.uri} has no {JUDGE}: realism, type_prob and product_prob stay empty")
     if unseen := unseen_products(run, checkpoint):
         say(
             f"WARNING: {', '.join(unseen)}: not among the products the checkpoint has seen "
@@ -99,13 +114,27 @@ def _say_what(config: GenerateConfig, run: Run, checkpoint: Checkpoint, say: Cal
 
 
 def _say_result(
-    config: GenerateConfig, manifest: Manifest, seconds: float, say: Callable[[str], None]
+    config: GenerateConfig, run: Run, manifest: Manifest, seconds: float, say: Callable[[str], None]
 ) -> None:
     made = f"{manifest.num_samples:,} samples ({_counts(manifest.products)})"
     say(f"{made}, {size(manifest.num_bytes)}, in {duration(seconds)}")
     for reason, count in manifest.rejects.items():
         say(f"{count:,} normals rejected: {reason} ({images.REASONS[reason]})")
+    for cell in manifest.cells[:_MAX_CELLS] if run.is_judged else ():
+        say(_fate(cell))
+    if run.is_judged and len(manifest.cells) > _MAX_CELLS:
+        say(f"… and {len(manifest.cells) - _MAX_CELLS} more in manifest.json")
     say(f"look at {storage.join(config.output, CONTACT_SHEET)}")
+
+
+def _fate(cell: CellStats) -> str:
+    """`metal/scratches/latent: 37 of 40 accepted (1.3 attempts each); 3 kept below the gate: 3 min_type_prob`"""
+    text = f"{'/'.join(cell.cell)}: {cell.accepted:,} of {cell.asked:,} accepted"
+    text += f" ({cell.attempts / cell.asked:.1f} attempts each)"
+    for name, count in (("kept below the gate", cell.kept), ("dropped", cell.dropped)):
+        text += f"; {count:,} {name}" if count else ""
+    reasons = ", ".join(f"{count:,} {rule}" for rule, count in cell.reasons.items())
+    return f"{text}: {reasons}" if reasons else text
 
 
 def _counts(products: Mapping[str, int]) -> str:
@@ -119,45 +148,23 @@ def _price_of_a_normal(
     config: GenerateConfig, run: Run, checkpoint: Checkpoint
 ) -> tuple[dict[str, float], float] | None:
     """Median seconds by stage and mean bytes of one normal, measured on the pool's first few."""
-    from raygen.generate.generators import load_generator
-
-    sample = [
-        normal
-        for normal, _ in zip(index_pool(config.pool, config.product), range(config.micro_batch), strict=False)
-    ]
+    pool = itertools.islice(index_pool(config.pool, config.product), config.micro_batch)
+    plan = plan_table(list(pool), shard=0, first_row=0)
     started = time.perf_counter()
-    raws = list(read_normals([n.uri for n in sample], [n.etag for n in sample], config.compute.read_threads))
-    decoded = [pixels for raw in raws if (pixels := _try_decode(raw, config, run)) is not None]
-    read = (time.perf_counter() - started) / len(sample)
-    if not decoded:
+    normals, _ = read_planned(plan, config, run)
+    read = (time.perf_counter() - started) / plan.num_rows
+    if not normals.num_rows:
         return None
-    normals = np.stack(decoded)
-    seeds = np.array(
-        [
-            [sample_seed(raw.sha256, run.checkpoint, request, config.seed) for request in run.requests]
-            for raw in raws
-        ]
-    )[: len(normals)]
-    generator = load_generator(checkpoint, config)
-    made = generator.generate(normals, seeds, run.requests)  # a warm-up
+    actor = GenerateActor(config, run, checkpoint.uri)
+    generated = actor.sample(normals)  # a warm-up
     times = []
     for _ in range(3):
         started = time.perf_counter()
-        generator.generate(normals, seeds, run.requests)
-        times.append((time.perf_counter() - started) / len(normals))
+        actor.sample(normals)
+        times.append((time.perf_counter() - started) / normals.num_rows)
     started = time.perf_counter()
-    pngs = [images.encode_png(image) for row in made.pixels for image in row]
-    write = (time.perf_counter() - started) / len(normals)
+    samples = encode_samples(generated, 0, config, run).samples
+    write = (time.perf_counter() - started) / normals.num_rows
+    files = [file["bytes"] for name in ("image", "mask") for file in samples[name].to_pylist()]
     seconds = {"read": read, "generate": statistics.median(times), "write": write}
-    return seconds, sum(map(len, pngs)) / len(normals)
-
-
-def _try_decode(raw: RawNormal, config: GenerateConfig, run: Run) -> np.ndarray | None:
-    if raw.data is None:
-        return None
-    try:
-        return images.decode(
-            raw.data, run.image_size, run.channels, resize=config.resize, max_pixels=config.max_pixels
-        )
-    except images.BadImageError:
-        return None
+    return seconds, sum(map(len, files)) / normals.num_rows

@@ -37,17 +37,20 @@ def run_shards(
 
     Raises:
         UserError: the cluster has no room for the chain.
-        PromiseError: more normals are bad than `max_reject_rate` allows; nothing written is lost.
+        PromiseError: more normals are bad than `max_reject_rate` allows, or samples than `gate.on_shortfall`;
+            nothing written is lost.
     """
     done = shards.done_shards(config.output)
     stats = shards.read_stats(config.output, done)
     pending = [shard for shard in range(run.num_shards) if shard not in done]
     rejects = sum((Counter(shard.rejects) for shard in stats), Counter[str]())
     _check_rejects(rejects, config, run)
+    _check_shortfall(stats, config)
     if not pending:
         return stats
     done_before = sum(shard.num_samples for shard in stats)
-    progress = Progress(run.num_samples, done_before, rejects.total() * len(run.requests))
+    dropped_before = sum(shard.num_dropped for shard in stats)
+    progress = Progress(run.num_samples, done_before, rejects.total() * len(run.requests) + dropped_before)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     resources = plan_resources(config.compute, nodes, len(pending))
     say(f"{len(pending):,} of {run.num_shards:,} shards to do: {resources.describe(len(nodes))}")
@@ -55,8 +58,11 @@ def run_shards(
         for finished in _stream(config, run, checkpoint, pending, resources):
             stats.append(finished)
             rejects.update(finished.rejects)
-            progress.add(finished.num_samples, finished.num_rejects * len(run.requests))
+            progress.add(
+                finished.num_samples, finished.num_rejects * len(run.requests) + finished.num_dropped
+            )
             _check_rejects(rejects, config, run)
+            _check_shortfall([finished], config)
     except RayTaskError as error:
         if isinstance(error.cause, storage.StorageUnavailableError):  # still, after all retries
             raise UserError(str(error.cause).splitlines()[0]) from None
@@ -136,6 +142,20 @@ def _check_rejects(rejects: Counter[str], config: GenerateConfig, run: Run) -> N
             f"max_reject_rate = {config.max_reject_rate:g}; see {storage.join(config.output, 'rejects/')}; mend "
             "the pool and begin a new output, or allow more and run the same command again"
         )
+
+
+def _check_shortfall(stats: list[shards.ShardStats], config: GenerateConfig) -> None:
+    """Raises PromiseError as soon as a sample has not been accepted, where the gate says so."""
+    if config.gate.on_shortfall != "fail":
+        return
+    for cell in shards.sum_cells(cell for shard in stats for cell in shard.cells):
+        if cell.accepted < cell.asked:
+            reasons = ", ".join(f"{count} {rule}" for rule, count in cell.reasons.items())
+            raise PromiseError(
+                f"gate: {'/'.join(cell.cell)} fell short: {cell.kept} of {cell.asked} samples failed all of "
+                f"{config.gate.max_attempts} attempts ({reasons}); relax the gate or improve the checkpoint for a "
+                'new output, or set gate.on_shortfall = "keep-best" and run the same command again'
+            )
 
 
 def write_shard(batch: pa.Table, config: GenerateConfig, run: Run) -> pa.Table:

@@ -11,6 +11,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from raygen.checkpoint import Checkpoint
 from raygen.data.pool import Normal, index_pool
 from raygen.errors import UserError
 from raygen.generate.config import GenerateConfig, Layout
+from raygen.generate.windows import read_region
 from raygen.records import PLAN_SCHEMA, SampleRequest, digest, plan_requests
 
 RUN = "run.json"
@@ -38,13 +40,15 @@ class Run(BaseModel):
     run_id: str  # a digest of identity, checkpoint and plan: the same in whatever folder
     config: dict[str, Any]  # as resolved when the run began
     checkpoint: str  # its digest
-    image_size: int
-    channels: int
+    is_judged: bool  # whether samples have scores and go through the gate
+    image_size: int  # the model's
+    channels: int  # the model's
     requests: tuple[SampleRequest, ...]  # the samples of one normal
     plan: str  # the frozen plan's name in the run folder
     num_normals: int
     num_shards: int
     products: dict[str, int]  # normals by product
+    rois: dict[str, str]  # product -> SHA-256 of its region of interest
     versions: dict[str, str]  # of the packages that decide bytes
 
     @property
@@ -100,19 +104,14 @@ def draft_run(config: GenerateConfig, checkpoint: Checkpoint, plan_file: Path) -
     """Indexes the pool and cuts its plan into a local file; writes nothing to the output."""
     requests = choose_requests(config, checkpoint)
     image_size, channels = checkpoint.config.image_size, checkpoint.config.channels
-    most = _MAX_SHARD_BYTES // (len(requests) * image_size * image_size * channels)
-    if config.normals_per_shard > most:
-        raise UserError(
-            f"normals_per_shard = {config.normals_per_shard}: at {len(requests)} samples of {image_size} px each "
-            f"a shard would be too large for a worker's memory; set at most {max(most, 1)}"
-        )
+    _refuse_large_shards(config, checkpoint, len(requests))
     products: Counter[str] = Counter()
     num_shards = 0
     with pq.ParquetWriter(plan_file, PLAN_SCHEMA, write_statistics=False) as writer:
         for shard, rows in enumerate(
             _batched(index_pool(config.pool, config.product), config.normals_per_shard)
         ):
-            writer.write_table(_plan_table(rows, shard, shard * config.normals_per_shard))
+            writer.write_table(plan_table(rows, shard, shard * config.normals_per_shard))
             products.update(normal.product for normal in rows)
             num_shards = shard + 1
     with plan_file.open("rb") as file:
@@ -123,6 +122,7 @@ def draft_run(config: GenerateConfig, checkpoint: Checkpoint, plan_file: Path) -
         ),
         config=config.model_dump(mode="json"),
         checkpoint=checkpoint.digest,
+        is_judged=config.masks and checkpoint.config.family != "null",
         image_size=image_size,
         channels=channels,
         requests=requests,
@@ -130,8 +130,10 @@ def draft_run(config: GenerateConfig, checkpoint: Checkpoint, plan_file: Path) -
         num_normals=products.total(),
         num_shards=num_shards,
         products=dict(sorted(products.items())),
+        rois=_read_rois(config, products),
         versions=versions(),
     )
+    _check_references(config, checkpoint, run)
     if config.strict_products and (unseen := unseen_products(run, checkpoint)):
         raise UserError(
             f"pool {config.pool}: {', '.join(unseen)}: not among the checkpoint's products "
@@ -157,7 +159,69 @@ def choose_requests(config: GenerateConfig, checkpoint: Checkpoint) -> tuple[Sam
         for name in wanted:
             if not any(item.defect_type == name for item in checkpoint.references):
                 raise UserError(f'{checkpoint.uri} holds no references of {name!r}; set modes = ["latent"]')
-    return plan_requests(wanted, config.modes, config.samples_per_cell)
+    counts = config.samples_per_cell
+    if not isinstance(counts, int) and set(counts) != set(wanted):
+        raise UserError(
+            f"samples_per_cell names {', '.join(counts)}, and the defect types are {', '.join(wanted)}; give each "
+            "its number, and leave types out by defect_types"
+        )
+    return plan_requests(wanted, config.modes, counts)
+
+
+def roi_uri(config: GenerateConfig, product: str) -> str:
+    """Where a product's region of interest stands, if it has one."""
+    assert config.roi is not None
+    return storage.join(config.roi, f"{product}.png")
+
+
+def _read_rois(config: GenerateConfig, products: Iterable[str]) -> dict[str, str]:
+    """Product -> SHA-256 of its region of interest; those without one are not there.
+
+    Raises:
+        UserError: no product has one, or one is of no use.
+    """
+    if config.roi is None:
+        return {}
+    found: dict[str, str] = {}
+    for product in sorted(products):
+        uri = roi_uri(config, product)
+        with suppress(storage.ObjectMissingError):
+            found[product] = hashlib.sha256(storage.read(uri)).hexdigest()
+            read_region(uri, found[product])
+    if not found:
+        raise UserError(
+            f"roi {config.roi}: holds none of {', '.join(f'{name}.png' for name in sorted(products)[:3])} …; "
+            "name the folder of the regions of interest, or leave roi out"
+        )
+    return found
+
+
+def _refuse_large_shards(config: GenerateConfig, checkpoint: Checkpoint, num_requests: int) -> None:
+    """Raises UserError if a shard's samples might not fit into a worker."""
+    pixels = config.max_pixels if config.native else checkpoint.config.image_size**2
+    most = _MAX_SHARD_BYTES // (num_requests * pixels * checkpoint.config.channels)
+    if config.normals_per_shard > most:
+        largest = f"up to max_pixels = {config.max_pixels:,}" if config.native else f"{pixels:,}"
+        mend = f"set at most {most}" if most else "lower max_pixels"
+        raise UserError(
+            f"normals_per_shard = {config.normals_per_shard}: at {num_requests} samples of {largest} pixels each "
+            f"a shard would be too large for a worker's memory; {mend}"
+        )
+
+
+def _check_references(config: GenerateConfig, checkpoint: Checkpoint, run: Run) -> None:
+    """Raises UserError if `reference_products` leaves a normal without references to guide its samples."""
+    wanted = config.reference_products
+    if wanted == "any" or "reference" not in config.modes or checkpoint.config.family == "null":
+        return
+    there = {(item.product.casefold(), item.defect_type) for item in checkpoint.references}
+    for defect_type in dict.fromkeys(request.defect_type for request in run.requests):
+        for names in [[product] for product in run.products] if wanted == "same" else [wanted]:
+            if not any((name.casefold(), defect_type) in there for name in names):
+                raise UserError(
+                    f"reference_products = {wanted!r}: {checkpoint.uri} holds no references of {defect_type!r} of "
+                    f'{", ".join(names)}; set "any", or a list of products that have some'
+                )
 
 
 def unseen_products(run: Run, checkpoint: Checkpoint) -> list[str]:
@@ -190,7 +254,7 @@ def _footer(uri: str) -> pq.FileMetaData:
 def refuse_another(run: Run, config: GenerateConfig, checkpoint: str) -> None:
     """Raises UserError unless the run in the folder is the one that the config asks for."""
     wanted = {**config.identity(), "checkpoint": checkpoint}
-    found = {**run.config, "checkpoint": run.checkpoint}
+    found = {**GenerateConfig.model_validate(run.config).identity(), "checkpoint": run.checkpoint}
     for key in sorted(wanted):
         if wanted.get(key) != found.get(key):
             raise UserError(
@@ -199,7 +263,8 @@ def refuse_another(run: Run, config: GenerateConfig, checkpoint: str) -> None:
             )
 
 
-def _plan_table(normals: list[Normal], shard: int, first_row: int) -> pa.Table:
+def plan_table(normals: list[Normal], shard: int, first_row: int) -> pa.Table:
+    """Normals as rows of a plan (PLAN_SCHEMA)."""
     uris, products, sizes, etags = zip(*normals, strict=True)
     rows = range(first_row, first_row + len(normals))
     columns = [uris, products, sizes, etags, [shard] * len(normals), rows]

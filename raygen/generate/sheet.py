@@ -1,6 +1,7 @@
 """The contact sheet: normals and what was made of them, side by side, for a person's eyes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -8,46 +9,80 @@ from raygen import images
 from raygen.data.pool import read_normals
 from raygen.generate.config import GenerateConfig
 from raygen.generate.plan import Run
-from raygen.generate.shards import ShardStats, read_shard
-from raygen.show import draw_sheet
+from raygen.generate.shards import CellStats, ShardStats, read_shard, sum_cells
+from raygen.show import Outlined, draw_sheet
 
 _MAX_COLUMNS = 8
 _MAX_PRODUCTS = 12
 
+Row = dict[str, Any]
+"""A sample, as in SAMPLE_SCHEMA."""
+
 
 def contact_sheet(config: GenerateConfig, run: Run, stats: Sequence[ShardStats], num_rows: int = 3) -> bytes:
-    """Draws `normal | sample | sample …`, captioned, `num_rows` rows of a product; returns a PNG.
+    """Draws `normal | sample | sample …`, captioned, `num_rows` rows of a product, with lines around the masks and
+    the gate's acceptance rates; below, apart, samples that the gate refused, by reason. Returns a PNG.
 
-    Reads one shard per product, the first that has samples of it; of very many products it shows some.
+    Of full-size photographs a sample's window is shown. Reads one shard per product, the first that has samples of
+    it; of very many products it shows some.
     """
     requests = run.requests[:_MAX_COLUMNS]
     captions = ["normal", *(f"{request.defect_type}, {request.mode}" for request in requests)]
-    groups: dict[str, list[list[np.ndarray]]] = {}
+    cells = sum_cells(cell for shard in stats for cell in shard.cells)
+    groups: dict[str, list[list[np.ndarray | Outlined | None]]] = {}
+    refused: dict[str, list[Outlined]] = {}
     for product in _spread(list(run.products), _MAX_PRODUCTS):
         shard = next((shard for shard in stats if product in shard.products), None)
         if shard is None:
             continue
-        samples = read_shard(config.output, shard)
-        uris = samples["normal_uri"].to_pylist()
-        products = dict(zip(uris, samples["product"].to_pylist(), strict=True))
-        some = _spread([uri for uri in products if products[uri] == product], num_rows)
-        rows = groups.setdefault(product, [])
-        for uri, raw in zip(some, read_normals(some, [None] * len(some), num_threads=4), strict=True):
+        samples = [row for row in read_shard(config.output, shard).to_pylist() if row["product"] == product]
+        of_normal: dict[str, dict[tuple[str, str, int], Row]] = {}
+        for row in samples:
+            request = (row["defect_type"], row["mode"], row["k"])
+            of_normal.setdefault(row["normal_uri"], {})[request] = row
+            if not row["accepted"]:
+                refused.setdefault(row["reject_reason"], []).append(_shown(row, run))
+        uris = _spread(list(of_normal), num_rows)
+        rows = groups.setdefault(f"{product}{_rates(cells, product) if run.is_judged else ''}", [])
+        for uri, raw in zip(uris, read_normals(uris, [None] * len(uris), num_threads=4), strict=True):
             try:
-                normal = _decode(raw.data or b"", config, run)
+                normal = images.decode(
+                    raw.data or b"", run.image_size, run.channels, resize=True, max_pixels=config.max_pixels
+                )
             except images.BadImageError:
                 continue  # gone or changed since; the sheet shows the others
-            first = uris.index(uri)
-            pngs = [samples["image"][first + i]["bytes"].as_py() for i in range(len(requests))]
-            rows.append([normal, *(_decode(png, config, run) for png in pngs)])
+            made = [of_normal[uri].get(request) for request in requests]
+            rows.append([normal, *(_shown(row, run) if row and row["accepted"] else None for row in made)])
+    for reason, shown in sorted(refused.items()):
+        num_refused = sum(cell.reasons.get(reason, 0) for cell in cells)
+        name = f"refused by {reason} ({num_refused:,} of all samples)"
+        groups[name] = [_spread(shown, len(captions))]
     return draw_sheet(captions, groups, run.image_size)
 
 
-def _decode(data: bytes, config: GenerateConfig, run: Run) -> np.ndarray:
-    return images.decode(data, run.image_size, run.channels, resize=True, max_pixels=config.max_pixels)
+def _rates(cells: Iterable[CellStats], product: str) -> str:
+    """`: accepted scratches/latent 92 %, …`"""
+    own = [cell for cell in cells if cell.product == product]
+    rates = (f"{c.defect_type}/{c.mode} {100 * c.accepted / c.asked:.0f} %" for c in own)
+    return f": accepted {', '.join(rates)}"
 
 
-def _spread(items: list[str], count: int) -> list[str]:
+def _shown(row: Row, run: Run) -> Outlined:
+    """A sample's window, at the model's size, with its mask."""
+    y, x, size = row["window_y"], row["window_x"], row["window_size"]
+    pixels, mask = (
+        images.resize_window(
+            images.decode_photo(row[name]["bytes"], max_pixels=2**31),
+            (x, y, x + size, y + size),
+            run.image_size,
+            channels,
+        )
+        for name, channels in (("image", run.channels), ("mask", 1))
+    )
+    return Outlined(pixels, mask[:, :, 0])
+
+
+def _spread(items: list[Any], count: int) -> list[Any]:
     """`count` items at even distances, for variety."""
     step = max(1, len(items) // count)
     return items[::step][:count]

@@ -4,10 +4,10 @@ A shard travels as a table of one row (see `pack`): its normals, or what was gen
 """
 
 import functools
-import hashlib
+import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec
+from typing import Any, Concatenate, NamedTuple, ParamSpec
 
 import numpy as np
 import pyarrow as pa
@@ -18,31 +18,51 @@ from raygen.data.pool import read_normals
 from raygen.errors import UserError
 from raygen.generate import shards
 from raygen.generate.config import GenerateConfig
-from raygen.generate.plan import Run, read_plan
+from raygen.generate.encode import encode_samples
+from raygen.generate.plan import Run, read_plan, roi_uri
+from raygen.generate.sampling import DefectGenerator, Windows, sample
+from raygen.generate.windows import cut_region, place_window, read_region, window_size
 from raygen.images import BadImageError
-from raygen.records import REJECT_SCHEMA, SAMPLE_SCHEMA, sample_id, sample_seed
-
-if TYPE_CHECKING:
-    from raygen.generate.generators import DefectGenerator
+from raygen.records import REJECT_SCHEMA, sample_seed
 
 P = ParamSpec("P")
 
 NORMAL_SCHEMA = pa.schema(
-    [("uri", pa.string()), ("product", pa.string()), ("sha256", pa.string()), ("pixels", pa.large_binary())]
-)
-"""A normal between reading and generating: `pixels` is uint8 (H, W, C), row by row."""
-
-GENERATED_SCHEMA = pa.schema(
     [
         ("uri", pa.string()),
         ("product", pa.string()),
         ("sha256", pa.string()),
-        ("seeds", pa.list_(pa.int64())),  # one per request
-        ("references", pa.list_(pa.string())),  # one per request; null when latent-guided
-        ("pixels", pa.large_binary()),
+        (
+            "pixels",
+            pa.large_binary(),
+        ),  # uint8 (views, H, W, C), row by row: one view for all requests, or one each
+        ("allowed", pa.large_binary()),  # bool (views, H, W): where defects may lie; null for anywhere
+        # of full-size photographs; else null
+        ("photo", pa.large_binary()),  # the file's bytes
+        ("windows", pa.list_(pa.int32())),  # y, x and size of each view
     ]
 )
-"""A normal between generating and writing: `pixels` is uint8 (requests, H, W, C)."""
+"""A normal between reading and generating."""
+
+GENERATED_SCHEMA = pa.schema(
+    [
+        *(NORMAL_SCHEMA.field(name) for name in ("uri", "product", "sha256", "photo", "windows")),
+        # one per request
+        ("seeds", pa.list_(pa.int64())),
+        ("attempts", pa.list_(pa.int32())),
+        ("num_attempts", pa.list_(pa.int32())),
+        ("references", pa.list_(pa.string())),  # null when latent-guided
+        ("reasons", pa.list_(pa.string())),  # null when accepted
+        ("scores", pa.list_(pa.list_(pa.float32()))),  # in the order of SCORES; null where nobody can tell
+        ("pixels", pa.large_binary()),  # uint8 (requests, H, W, C)
+        (
+            "layers",
+            pa.large_binary(),
+        ),  # float32 (requests, C or C + 1, H, W), of full-size photographs; else null
+        ("masks", pa.large_binary()),  # uint8 (requests, H, W)
+    ]
+)
+"""A normal between generating and writing."""
 
 
 class Shard(NamedTuple):
@@ -102,7 +122,14 @@ def read_shard(batch: pa.Table, config: GenerateConfig, run: Run) -> pa.Table:
     """shard -> its normals, decoded (NORMAL_SCHEMA), and its rejects (REJECT_SCHEMA)."""
     started = time.perf_counter()
     shard = batch["shard"][0].as_py()
-    plan = read_plan(config.output, run, shard)
+    normals, rejects = read_planned(read_plan(config.output, run, shard), config, run)
+    return pack(
+        shard=shard, normals=normals, rejects=rejects, seconds={"read": time.perf_counter() - started}
+    )
+
+
+def read_planned(plan: pa.Table, config: GenerateConfig, run: Run) -> tuple[pa.Table, pa.Table]:
+    """Some of a plan's rows -> the normals (NORMAL_SCHEMA), and those that cannot be used (REJECT_SCHEMA)."""
     uris, etags = plan["uri"].to_pylist(), plan["etag"].to_pylist()
     normals: list[dict[str, Any]] = []
     rejects: list[dict[str, Any]] = []
@@ -112,19 +139,43 @@ def read_shard(batch: pa.Table, config: GenerateConfig, run: Run) -> pa.Table:
             if raw.error:
                 raise raw.error
             assert raw.data is not None
-            pixels = images.decode(
-                raw.data, run.image_size, run.channels, resize=config.resize, max_pixels=config.max_pixels
-            )
+            views = _views(raw.data, raw.sha256, product, config, run)
         except BadImageError as error:
             rejects.append({"uri": uri, "reason": error.reason, "detail": error.detail})
         else:
-            normals.append({"uri": uri, "product": product, "sha256": raw.sha256, "pixels": pixels.tobytes()})
-    return pack(
-        shard=shard,
-        normals=pa.Table.from_pylist(normals, NORMAL_SCHEMA),
-        rejects=pa.Table.from_pylist(rejects, REJECT_SCHEMA),
-        seconds={"read": time.perf_counter() - started},
-    )
+            normals.append({"uri": uri, "product": product, "sha256": raw.sha256, **views})
+    return pa.Table.from_pylist(normals, NORMAL_SCHEMA), pa.Table.from_pylist(rejects, REJECT_SCHEMA)
+
+
+def _views(data: bytes, sha256: str, product: str, config: GenerateConfig, run: Run) -> dict[str, Any]:
+    """What the model sees of a normal: the whole of it or, of full-size photographs, a window for each request."""
+    side, channels = run.image_size, run.channels
+    if not config.native:
+        pixels = images.decode(data, side, channels, resize=config.resize, max_pixels=config.max_pixels)
+        return {"pixels": pixels.tobytes()}
+    photo = images.decode_photo(data, config.max_pixels)
+    height, width, _ = photo.shape
+    size = window_size(side, config.scale)
+    if min(height, width) < size:
+        raise BadImageError("too_small", f"{width}×{height}, and a window is {size}×{size}")
+    region = read_region(roi_uri(config, product), run.rois[product]) if product in run.rois else None
+    pixels, allowed, windows = [], [], []
+    for request in run.requests:
+        # By the seed of the first attempt: the next ones try another defect at the same place.
+        window = place_window(
+            sample_seed(sha256, run.checkpoint, request, run.seed), height, width, size, region
+        )
+        windows += window
+        box = (window.x, window.y, window.x + size, window.y + size)
+        pixels.append(images.resize_window(photo, box, side, channels).tobytes())
+        if region:
+            allowed.append(cut_region(region, window, height, width, side).tobytes())
+    return {
+        "pixels": b"".join(pixels),
+        "allowed": b"".join(allowed) if region else None,
+        "photo": data,
+        "windows": windows,
+    }
 
 
 class GenerateActor:
@@ -140,12 +191,12 @@ class GenerateActor:
         checkpoint = load_checkpoint(self.checkpoint_uri)
         if checkpoint.digest != self.run.checkpoint:
             raise UserError(
-                f"{self.checkpoint_uri} changed while the run was on; put the old checkpoint back"
+                f"{self.checkpoint_uri} is not the checkpoint of this run any more; put the old one back"
             )
         return checkpoint
 
     @functools.cached_property
-    def generator(self) -> "DefectGenerator":
+    def generator(self) -> DefectGenerator:
         from raygen.generate.generators import load_generator  # torch: not for the readers and writers
 
         return load_generator(self.checkpoint, self.config)
@@ -156,32 +207,65 @@ class GenerateActor:
     def generate(self, batch: pa.Table) -> pa.Table:
         """The stage itself."""
         started = time.perf_counter()
-        run, shard = self.run, unpack(batch)
-        normals = shard.tables["normals"]
-        size = (run.image_size, run.image_size, run.channels)
-        pixels = [np.frombuffer(value.as_buffer(), np.uint8) for value in normals["pixels"]]
-        seeds = [
-            [sample_seed(sha256, run.checkpoint, request, self.config.seed) for request in run.requests]
-            for sha256 in normals["sha256"].to_pylist()
-        ]
-        made = self.generator.generate(
-            np.array(pixels, np.uint8).reshape(len(pixels), *size),
-            np.array(seeds, np.int64).reshape(len(pixels), len(run.requests)),
-            run.requests,
-        )
-        uris = [reference.uri for reference in self.checkpoint.references]
-        generated = {
-            **{name: normals[name] for name in ("uri", "product", "sha256")},
-            "seeds": seeds,
-            "references": [[uris[i] if i >= 0 else None for i in row] for row in made.reference],
-            "pixels": [samples.tobytes() for samples in made.pixels],
-        }
+        shard = unpack(batch)
         return pack(
             shard=shard.number,
-            generated=pa.table(generated, GENERATED_SCHEMA),
+            generated=self.sample(shard.tables["normals"]),
             rejects=shard.tables["rejects"],
             seconds={**shard.seconds, "generate": time.perf_counter() - started},
         )
+
+    def sample(self, normals: pa.Table) -> pa.Table:
+        """Normals (NORMAL_SCHEMA) -> their samples (GENERATED_SCHEMA)."""
+        run, num_normals = self.run, normals.num_rows
+        side = run.image_size
+        sha256s = normals["sha256"].to_pylist()
+
+        def seeds(attempt: int) -> np.ndarray:
+            found = [
+                [sample_seed(sha256, run.checkpoint, request, run.seed, attempt) for request in run.requests]
+                for sha256 in sha256s
+            ]
+            return np.array(found, np.int64).reshape(num_normals, len(run.requests))
+
+        # In one shard all normals are alike in this: one view each, or one for each request.
+        num_views = len(run.requests) if self.config.native else 1
+        pixels = [np.frombuffer(value.as_buffer(), np.uint8) for value in normals["pixels"]]
+        everywhere = np.ones(num_views * side * side, bool)
+        allowed = None
+        if self.config.roi:
+            allowed = np.array(
+                [
+                    np.frombuffer(value.as_buffer(), bool) if value.is_valid else everywhere
+                    for value in normals["allowed"]
+                ],
+                bool,
+            ).reshape(num_normals, num_views, side, side)
+        windows = Windows(
+            np.array(pixels, np.uint8).reshape(num_normals, num_views, side, side, run.channels),
+            normals["product"].to_pylist(),
+            allowed,
+        )
+        samples = sample(self.generator, windows, run.requests, seeds, self.config.gate)
+        made, uris = samples.made, [reference.uri for reference in self.checkpoint.references]
+        layers = made.layers if self.config.native else None
+        generated = {
+            **{name: normals[name] for name in ("uri", "product", "sha256", "photo", "windows")},
+            "seeds": samples.seeds.tolist(),
+            "attempts": samples.attempts.tolist(),
+            "num_attempts": samples.num_attempts.tolist(),
+            "references": [[uris[i] if i >= 0 else None for i in row] for row in made.references.tolist()],
+            "reasons": samples.reasons.tolist(),
+            "scores": [[[_known(value) for value in one] for one in row] for row in made.scores.tolist()],
+            "pixels": [row.tobytes() for row in made.pixels],
+            "layers": [None] * num_normals if layers is None else [row.tobytes() for row in layers],
+            "masks": [row.tobytes() for row in made.masks],
+        }
+        return pa.table(generated, GENERATED_SCHEMA)
+
+
+def _known(score: float) -> float | None:
+    return None if math.isnan(score) else score
 
 
 @tells
@@ -189,41 +273,16 @@ def write_shard(batch: pa.Table, config: GenerateConfig, run: Run) -> pa.Table:
     """A shard's samples -> PNG -> storage; what is left of it is one row, `stats`, a JSON text."""
     started = time.perf_counter()
     shard = unpack(batch)
-    rows: list[dict[str, Any]] = []
-    generated = shard.tables["generated"]
-    shape = (len(run.requests), run.image_size, run.image_size, run.channels)
-    for normal, buffer in zip(generated.drop("pixels").to_pylist(), generated["pixels"], strict=True):
-        pixels = np.frombuffer(buffer.as_buffer(), np.uint8).reshape(shape)
-        for request, seed, reference, image in zip(
-            run.requests, normal["seeds"], normal["references"], pixels, strict=True
-        ):
-            name = sample_id(normal["uri"], seed)
-            png = images.encode_png(image)
-            rows.append(
-                {
-                    "sample_id": name,
-                    "normal_uri": normal["uri"],
-                    "normal_sha256": normal["sha256"],
-                    "product": normal["product"],
-                    **request._asdict(),
-                    "seed": seed,
-                    "reference_uri": reference,
-                    "checkpoint": run.checkpoint,
-                    "run_id": run.run_id,
-                    "shard": shard.number,
-                    "height": run.image_size,
-                    "width": run.image_size,
-                    "image_sha256": hashlib.sha256(png).hexdigest(),
-                    "image": {"bytes": png, "path": f"{name}.png"},
-                }
-            )
+    encoded = encode_samples(shard.tables["generated"], shard.number, config, run)
+    seconds = {**shard.seconds, "encode": time.perf_counter() - started}
+    generated, rejects = shard.tables["generated"], shard.tables["rejects"]
     stats = shards.write_shard(
         config.output,
         config.layout,
         shard.number,
-        num_normals=shard.tables["generated"].num_rows + shard.tables["rejects"].num_rows,
-        samples=pa.Table.from_pylist(rows, SAMPLE_SCHEMA),
-        rejects=shard.tables["rejects"],
-        seconds={**shard.seconds, "encode": time.perf_counter() - started},
+        num_normals=generated.num_rows + rejects.num_rows,
+        encoded=encoded,
+        rejects=rejects,
+        seconds=seconds,
     )
     return pa.table({"stats": [stats.model_dump_json()]})

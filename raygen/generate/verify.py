@@ -7,12 +7,17 @@ import os
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raygen import storage
 from raygen.errors import PromiseError, UserError
+from raygen.generate.config import GenerateConfig
+from raygen.generate.gate import failed_rule
+from raygen.generate.masks import boxes
 from raygen.generate.plan import Run, read_plan, read_run
 from raygen.generate.shards import (
     MANIFEST,
@@ -23,9 +28,12 @@ from raygen.generate.shards import (
     read_rejects,
     read_shard,
     read_stats,
+    sum_cells,
 )
-from raygen.images import BadImageError, inspect_png
+from raygen.images import BadImageError, decode_photo
 from raygen.records import SampleRequest, sample_id, sample_seed
+
+_REQUEST = ("defect_type", "mode", "k")
 
 
 def verify_run(output_uri: str, num_processes: int | None = None) -> Manifest:
@@ -89,7 +97,13 @@ def _check_totals(output_uri: str, run: Run, manifest: Manifest) -> list[str]:
     expect("shards marked done", sorted(done_shards(output_uri)), list(range(run.num_shards)))
     expect("normals", manifest.num_normals, run.num_normals)
     rejected = sum(manifest.rejects.values())
-    expect("samples and rejects", manifest.num_samples + rejected * len(run.requests), run.num_samples)
+    dropped = sum(cell.dropped for cell in manifest.cells)
+    expect(
+        "samples, dropped and rejected ones",
+        manifest.num_samples + dropped + rejected * len(run.requests),
+        run.num_samples,
+    )
+    expect("cells", manifest.cells, sum_cells(cell for shard in manifest.shards for cell in shard.cells))
     for field in ("num_normals", "num_samples", "num_bytes"):
         expect(field, getattr(manifest, field), sum(getattr(shard, field) for shard in manifest.shards))
     for field in ("products", "rejects"):
@@ -124,53 +138,97 @@ def verify_shard(output_uri: str, run: Run, stats: ShardStats) -> list[str]:
     except PromiseError as error:
         return [str(error)]
     problems: list[str] = []
-    rejected = rejects["uri"].to_pylist()
-    reasons = dict(sorted(Counter(rejects["reason"].to_pylist()).items()))
+    rejects = rejects.to_pylist()
+    rejected = {row["uri"] for row in rejects if row["sample_id"] is None}
+    dropped = {tuple(row[name] for name in ("uri", *_REQUEST)) for row in rejects if row["sample_id"]}
+    reasons = dict(sorted(Counter(row["reason"] for row in rejects if row["sample_id"] is None).items()))
     if reasons != stats.rejects:
         problems.append(f"{where}: rejects {reasons}, not {stats.rejects}")
+    if (fates := _fates(samples, rejects)) != _fates_told(stats):
+        problems.append(f"{where}: accepted, kept and dropped samples are {fates}, not {_fates_told(stats)}")
     if samples.num_rows != stats.num_samples:
         problems.append(f"{where}: {samples.num_rows} samples, not {stats.num_samples}")
     if dict(sorted(Counter(samples["product"].to_pylist()).items())) != stats.products:
         problems.append(f"{where}: its samples by product are not {stats.products}")
     planned = read_plan(output_uri, run, stats.shard)["uri"].to_pylist()
-    wanted = [(uri, *request) for uri in planned if uri not in set(rejected) for request in run.requests]
-    columns = (samples[name].to_pylist() for name in ("normal_uri", "defect_type", "mode", "k"))
-    if list(zip(*columns, strict=True)) != wanted or not set(rejected) <= set(planned):
+    asked = [(uri, *request) for uri in planned if uri not in rejected for request in run.requests]
+    wanted = [sample for sample in asked if sample not in dropped]
+    columns = (samples[name].to_pylist() for name in ("normal_uri", *_REQUEST))
+    found = list(zip(*columns, strict=True))
+    if found != wanted or not rejected <= set(planned) or not dropped <= set(asked):
         problems.append(f"{where}: its samples and rejects are not those of the plan")
     if run.layout == "png":
-        known = {stats.file} | {
-            stats.file.replace("metadata.parquet", row["path"]) for row in samples["image"].to_pylist()
-        }
+        files = samples["image"].to_pylist() + samples["mask"].to_pylist()
+        known = {stats.file} | {stats.file.replace("metadata.parquet", file["path"]) for file in files}
         for entry in storage.list_files(storage.join(output_uri, stats.file.rpartition("/")[0])):
             problems += _unknown(output_uri, entry, known)
     return problems + _check_samples(where, run, stats, samples)
 
 
+def _fates(samples: pa.Table, rejects: list[dict[str, Any]]) -> dict[tuple[str, str, str], list[int]]:
+    """Cell -> how many samples were accepted, kept and dropped, counted from what is there."""
+    fates: dict[tuple[str, str, str], list[int]] = {}
+    cells = zip(*(samples[name].to_pylist() for name in ("product", "defect_type", "mode")), strict=True)
+    for cell, accepted in zip(cells, samples["accepted"].to_pylist(), strict=True):
+        fates.setdefault(cell, [0, 0, 0])[0 if accepted else 1] += 1
+    for row in rejects:
+        if row["sample_id"]:
+            fates.setdefault((row["product"], row["defect_type"], row["mode"]), [0, 0, 0])[2] += 1
+    return fates
+
+
+def _fates_told(stats: ShardStats) -> dict[tuple[str, str, str], list[int]]:
+    """The same as the stats tell it."""
+    return {cell.cell: [cell.accepted, cell.kept, cell.dropped] for cell in stats.cells}
+
+
 def _check_samples(where: str, run: Run, stats: ShardStats, samples: pa.Table) -> list[str]:
+    config = GenerateConfig.model_validate(run.config)
     problems: list[str] = []
     for row in samples.to_pylist():
         sample = f"{where}, sample {row['sample_id']}"
-        request = SampleRequest(row["defect_type"], row["mode"], row["k"])
-        seed = sample_seed(row["normal_sha256"], run.checkpoint, request, run.seed)
-        expected = {
-            "seed": seed,
-            "sample_id": sample_id(row["normal_uri"], seed),
-            "checkpoint": run.checkpoint,
-            "run_id": run.run_id,
-            "shard": stats.shard,
-            "image_sha256": hashlib.sha256(row["image"]["bytes"]).hexdigest(),
-            "height": run.image_size,
-            "width": run.image_size,
-        }
-        wrong = [name for name, value in expected.items() if row[name] != value]
-        if wrong:
-            problems.append(f"{sample}: wrong {', '.join(wrong)}")
-            continue
         try:
-            shape = inspect_png(row["image"]["bytes"])
+            if wrong := _wrong_columns(row, run, stats, config):
+                problems.append(f"{sample}: wrong {', '.join(wrong)}")
         except BadImageError as error:
             problems.append(f"{sample}: not an image ({error})")
-            continue
-        if shape != (run.image_size, run.image_size, run.channels):
-            problems.append(f"{sample}: an image of {shape}")
     return problems
+
+
+def _wrong_columns(row: dict[str, Any], run: Run, stats: ShardStats, config: GenerateConfig) -> list[str]:
+    """The columns of a sample that are not what the others, and its images, make them."""
+    request = SampleRequest(row["defect_type"], row["mode"], row["k"])
+    seed, first_seed = (
+        sample_seed(row["normal_sha256"], run.checkpoint, request, run.seed, attempt)
+        for attempt in (row["attempt"], 0)
+    )
+    expected = {
+        "seed": seed,
+        "sample_id": sample_id(row["normal_uri"], first_seed),
+        "checkpoint": run.checkpoint,
+        "run_id": run.run_id,
+        "shard": stats.shard,
+        "image_sha256": hashlib.sha256(row["image"]["bytes"]).hexdigest(),
+        "mask_sha256": hashlib.sha256(row["mask"]["bytes"]).hexdigest(),
+        "accepted": row["reject_reason"] is None,
+    }
+    if run.is_judged:
+        expected["reject_reason"] = failed_rule(row, config.gate)
+    if not config.native:
+        expected |= {"height": run.image_size, "width": run.image_size}
+        expected |= {"window_y": 0, "window_x": 0, "window_size": run.image_size}
+    wrong = [name for name, value in expected.items() if row[name] != value]
+    if wrong:
+        return wrong
+    image = decode_photo(row["image"]["bytes"], max_pixels=2**31)
+    mask = decode_photo(row["mask"]["bytes"], max_pixels=2**31)
+    size = (row["height"], row["width"])
+    if image.shape[:2] != size or (image.shape[2] != run.channels and not config.native):
+        wrong.append("image")
+    if mask.shape != (*size, 1) or not np.isin(np.unique(mask), (0, 255)).all():
+        return [*wrong, "mask"]
+    y, x, side = row["window_y"], row["window_x"], row["window_size"]
+    inside = mask[y : y + side, x : x + side, 0] > 0
+    if inside.sum() != (mask > 0).sum():
+        wrong.append("window")
+    return wrong if boxes(inside, y, x) == row["boxes"] else [*wrong, "boxes"]

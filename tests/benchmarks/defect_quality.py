@@ -24,6 +24,7 @@ import hashlib
 import inspect
 import json
 import math
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -36,6 +37,9 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from factories import make_samples
 
 from raygen import images, storage, surfaces
 from raygen.checkpoint import GENERATOR, Checkpoint, load_checkpoint
@@ -175,12 +179,17 @@ def classify(classifier: Classifier, pixels: np.ndarray) -> np.ndarray:
 def generate(checkpoint: Checkpoint, normals: np.ndarray, seed: int) -> tuple[np.ndarray, list[str]]:
     """Samples as the job makes them of PNG files of the normals, uint8 (N, R, H, W, C), and their captions."""
     config = GenerateConfig(
-        pool="pool", output="output", checkpoint=checkpoint.uri, seed=seed, samples_per_cell=NUM_SEEDS
+        pool="pool",
+        output="output",
+        checkpoint=checkpoint.uri,
+        seed=seed,
+        samples_per_cell=NUM_SEEDS,
+        masks=False,
     )
     requests = plan_requests(checkpoint.config.defect_types, config.modes, config.samples_per_cell)
     hashes = [hashlib.sha256(images.encode_png(normal)).hexdigest() for normal in normals]
     seeds = [[sample_seed(sha, checkpoint.digest, item, config.seed) for item in requests] for sha in hashes]
-    made = load_generator(checkpoint, config).generate(normals, np.array(seeds), requests)
+    made = make_samples(load_generator(checkpoint, config), normals, np.array(seeds), requests).made
     return made.pixels, [f"{item.defect_type}, {item.mode} {item.k}" for item in requests]
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import ray
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from factories import write_checkpoint, write_pool
+from factories import make_samples, write_checkpoint, write_pool
 
 from raygen import surfaces
 from raygen.checkpoint import load_checkpoint
@@ -48,10 +48,11 @@ def bare(config: GenerateConfig, num_normals: int, seed: int) -> float:
     shard = config.normals_per_shard
     normals = np.stack([some[i % len(some)] for i in range(shard)])
     seeds = np.random.default_rng(seed).integers(0, 2**63, (shard, len(requests)))
-    generator.generate(normals[: config.micro_batch], seeds[: config.micro_batch], requests)
+    few = config.micro_batch
+    make_samples(generator, normals[:few], seeds[:few], requests, config.gate)
     started = time.perf_counter()
     for _ in range(num_normals // shard):
-        generator.generate(normals, seeds, requests)
+        make_samples(generator, normals, seeds, requests, config.gate)
     return time.perf_counter() - started
 
 
