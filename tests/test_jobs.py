@@ -46,6 +46,7 @@ def arguments(source: tuple[str, str, int], output_uri: str, *more: str) -> list
         f"checkpoint={source[1]}",
         f"output={output_uri}",
         f"normals_per_shard={max(8, source[2] // 30)}",
+        "gate.max_attempts=1",  # random weights draw few defects that pass
         *more,
     ]
     flags = [flag for setting in settings for flag in ("--set", setting)]
