@@ -5,7 +5,7 @@ from pathlib import Path
 
 from raygen import images, storage, surfaces
 from raygen.checkpoint import load_checkpoint
-from raygen.generate.config import GenerateConfig
+from raygen.generate.config import GateConfig, GenerateConfig
 from raygen.generate.job import generate
 from raygen.generate.verify import verify_run
 
@@ -28,6 +28,7 @@ def demo(folder: str, say: Callable[[str], None] = print) -> None:
         output=f"{base}/run",
         normals_per_shard=20,
         max_reject_rate=0,
+        gate=GateConfig(min_type_prob=0.5),
     )
     if not storage.exists(f"{config.output}/manifest.json"):
         sizes = load_checkpoint(CHECKPOINT).config

@@ -1,12 +1,13 @@
 """Whole runs with masks, scores and a gate, also of full-size photographs, on a real Ray; samples made again."""
 
+import dataclasses
 import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from factories import write_checkpoint, write_pool
+from factories import TINY, write_checkpoint, write_pool
 from PIL import Image
 
 from raygen import images, storage, surfaces
@@ -177,6 +178,29 @@ def test_a_shortfall_that_fails_the_run_loses_nothing(tmp_path: Path) -> None:
     }
     with pytest.raises(UserError, match="gate"):
         generate(config_of(str(tmp_path), gate={**impossible, "on_shortfall": "drop"}), quiet)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", [1, 3])
+def test_photographs_of_4096_pixels_a_side(tmp_path: Path, channels: int) -> None:
+    tile = surfaces.render_normal("woven_fabric", 0, 256, channels)
+    photo = np.tile(tile, (16, 16, 1))
+    storage.put(str(tmp_path / "pool" / "woven_fabric" / "0.png"), images.encode_png(photo))
+    write_checkpoint(str(tmp_path / "checkpoint"), dataclasses.replace(TINY, channels=channels))
+    config = config_of(
+        str(tmp_path),
+        native=True,
+        composition="residual",
+        scale=16.0,
+        normals_per_shard=1,
+        max_pixels=4096**2,
+        mask={"threshold": 2, "noise_factor": 0},
+    )
+    generate(config, quiet)
+    for row in rows_of(config.output).values():
+        image, mask = (pixels_of(row[name]["bytes"]) for name in ("image", "mask"))
+        assert (row["height"], row["width"], row["window_size"]) == (4096, 4096, 512)
+        np.testing.assert_array_equal(image[mask == 0], photo.squeeze()[mask == 0])
 
 
 def test_what_is_made_again_is_compared(tmp_path: Path) -> None:
