@@ -1,7 +1,8 @@
 """`raygen <command>`: the same functions as the jobs, from a shell.
 
 Exit codes: 0 done; 1 a bug (with its traceback); 2 a wrong config, pool, output or checkpoint; 3 a promise that
-cannot be kept (too many bad normals, a shortfall at the gate, an incomplete or damaged run); 130 stopped by Ctrl-C.
+cannot be kept (too many bad normals, a gate's shortfall, an incomplete or damaged run);
+130 stopped by Ctrl-C.
 """
 
 import argparse

@@ -351,7 +351,7 @@ def main() -> None:
     )
     right = classify(classifier, test.images.pixels) == test.images.kind
     print(
-        f"\nthe gate (min_type_prob {args.min_type_prob}); the classifier is right on {right.mean():.2f} of real ones"
+        f"\nthe gate (min_type_prob {args.min_type_prob}); classifier right on {right.mean():.2f} of real ones"
     )
     wanted = np.repeat(np.arange(1, len(kinds)), len(MODES))
 
