@@ -131,6 +131,20 @@ def test_a_shard_that_no_worker_could_hold_is_refused(tmp_path) -> None:
         open_run(config, load_checkpoint(config.checkpoint))
 
 
+def test_full_size_photographs_want_small_shards(tmp_path) -> None:
+    native = {"checkpoint": "null:64x1", "native": True, "composition": "residual"}
+    with pytest.raises(UserError, match=r"up to max_pixels = 16,777,216 pixels .*set at most 5"):
+        open_run(
+            config_of(str(tmp_path), **native, max_pixels=4096**2, normals_per_shard=6),
+            load_checkpoint("null:64x1"),
+        )
+    with pytest.raises(UserError, match="lower max_pixels"):
+        open_run(
+            config_of(str(tmp_path), **native, max_pixels=10**9, normals_per_shard=1),
+            load_checkpoint("null:64x1"),
+        )
+
+
 def test_an_empty_pool_begins_nothing(folder_uri: str) -> None:
     config = config_of(folder_uri)
     with pytest.raises(UserError, match="no images there"):

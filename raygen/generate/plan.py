@@ -199,7 +199,8 @@ def _read_rois(config: GenerateConfig, products: Iterable[str]) -> dict[str, str
 def _refuse_large_shards(config: GenerateConfig, checkpoint: Checkpoint, num_requests: int) -> None:
     """Raises UserError if a shard's samples might not fit into a worker."""
     pixels = config.max_pixels if config.native else checkpoint.config.image_size**2
-    most = _MAX_SHARD_BYTES // (num_requests * pixels * checkpoint.config.channels)
+    channels = 3 if config.native else checkpoint.config.channels  # photographs may be in colour
+    most = _MAX_SHARD_BYTES // (num_requests * pixels * channels)
     if config.normals_per_shard > most:
         largest = f"up to max_pixels = {config.max_pixels:,}" if config.native else f"{pixels:,}"
         mend = f"set at most {most}" if most else "lower max_pixels"
