@@ -102,6 +102,7 @@ def main() -> None:
                 checkpoint=f"{folder}/checkpoint",
                 output=f"{folder}/out-{round_}",
                 normals_per_shard=args.per_shard,
+                masks=False,  # their price is gate_cost.py's
                 compute=ComputeConfig(num_actors=NUM_PROCESSES),
             )
             bares.append(bare_rate(config, args.normals))
