@@ -29,7 +29,7 @@ class ComputeConfig(Config):
 
 class MaskConfig(Config):
     """How the mask of a defect is read off its layer; lengths are pixels of the model's image. The defaults were
-    chosen against a segmentation network trained on true masks (tests/benchmarks/sample_quality.py)."""
+    chosen on surfaces; tests/benchmarks/sample_quality.py judges them."""
 
     threshold: Annotated[float, Field(gt=0)] = 20.0
     """Grey levels of change that make a defect."""
