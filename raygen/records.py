@@ -10,6 +10,9 @@ import pyarrow as pa
 Mode = Literal["latent", "reference"]
 MODES: tuple[Mode, ...] = ("latent", "reference")
 
+Layout = Literal["parquet", "webdataset", "png"]
+"""The form of a shard at rest."""
+
 NORMAL = "normal"
 """The defect type of a defect-free image: the anchor, index 0 of a model's domains."""
 

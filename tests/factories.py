@@ -107,7 +107,7 @@ def make_samples(
 
 def image_digests(output_uri: str) -> dict[tuple[str, str, str, int], str]:
     """(normal, defect type, mode, k) -> SHA-256 of the sample's PNG, over a whole run; fails on a duplicate."""
-    from raygen.generate.shards import done_shards, read_shard, read_stats
+    from raygen.data.runs import done_shards, read_shard, read_stats
 
     found: dict[tuple[str, str, str, int], str] = {}
     for stats in read_stats(output_uri, done_shards(output_uri)):
@@ -120,7 +120,7 @@ def image_digests(output_uri: str) -> dict[tuple[str, str, str, int], str]:
 
 def reject_reasons(output_uri: str) -> dict[str, str]:
     """Normal -> why it was rejected, over a whole run."""
-    from raygen.generate.shards import done_shards, read_rejects, read_stats
+    from raygen.data.runs import done_shards, read_rejects, read_stats
 
     return {
         row["uri"]: row["reason"]

@@ -11,11 +11,11 @@ from factories import TINY, write_checkpoint, write_pool
 from PIL import Image
 
 from raygen import images, storage, surfaces
+from raygen.data.runs import Manifest, done_shards, read_manifest, read_rejects, read_shard, read_stats
 from raygen.errors import PromiseError, UserError
 from raygen.generate.config import ComputeConfig, GateConfig, GenerateConfig
 from raygen.generate.job import CONTACT_SHEET, generate
 from raygen.generate.reproduce import reproduce
-from raygen.generate.shards import Manifest, done_shards, read_manifest, read_rejects, read_shard, read_stats
 from raygen.generate.verify import verify_run
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

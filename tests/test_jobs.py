@@ -17,7 +17,7 @@ from conftest import Head, S3Server
 from factories import bad_files, image_digests, reject_reasons, write_checkpoint, write_pool
 
 from raygen import storage
-from raygen.generate.shards import done_shards
+from raygen.data.runs import done_shards
 from raygen.generate.verify import verify_run
 from raygen.models.dtgan import PRESETS
 

@@ -13,12 +13,12 @@ from PIL import Image
 
 from raygen import storage
 from raygen.checkpoint import load_checkpoint
+from raygen.data.runs import done_shards, read_manifest, read_shard, read_stats
 from raygen.errors import PromiseError, UserError
 from raygen.generate import on_ray
 from raygen.generate.config import ComputeConfig, GenerateConfig
 from raygen.generate.job import CONTACT_SHEET, generate
 from raygen.generate.plan import open_run
-from raygen.generate.shards import done_shards, read_manifest, read_shard, read_stats
 from raygen.generate.verify import verify_run
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -9,9 +9,10 @@ from factories import write_checkpoint, write_pool
 
 from raygen import __version__, storage
 from raygen.checkpoint import load_checkpoint
+from raygen.data.runs import read_run
 from raygen.errors import UserError
 from raygen.generate.config import GenerateConfig
-from raygen.generate.plan import draft_run, open_run, read_plan, read_run, unseen_products
+from raygen.generate.plan import draft_run, open_run, read_plan, unseen_products
 from raygen.records import PLAN_SCHEMA
 
 

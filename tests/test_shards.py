@@ -14,23 +14,22 @@ from factories import write_pool
 
 from raygen import images, storage
 from raygen.checkpoint import load_checkpoint
-from raygen.errors import PromiseError, UserError
-from raygen.generate.config import GenerateConfig, Layout
-from raygen.generate.masks import boxes
-from raygen.generate.plan import Run, open_run, read_plan
-from raygen.generate.shards import (
+from raygen.data.runs import (
     MANIFEST,
     CellStats,
-    Encoded,
+    Run,
     ShardStats,
     done_shards,
     read_manifest,
     read_shard,
     read_stats,
     sum_cells,
-    write_manifest,
-    write_shard,
 )
+from raygen.errors import PromiseError, UserError
+from raygen.generate.config import GenerateConfig, Layout
+from raygen.generate.masks import boxes
+from raygen.generate.plan import open_run, read_plan
+from raygen.generate.shards import Encoded, write_manifest, write_shard
 from raygen.generate.verify import verify_run
 from raygen.records import REJECT_SCHEMA, SAMPLE_SCHEMA, SCORES, SampleRequest, sample_id, sample_seed
 

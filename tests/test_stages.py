@@ -6,10 +6,10 @@ from factories import write_checkpoint, write_pool
 
 from raygen import storage
 from raygen.checkpoint import load_checkpoint
+from raygen.data.runs import ShardStats, read_shard
 from raygen.errors import UserError
 from raygen.generate.config import GenerateConfig
 from raygen.generate.plan import open_run
-from raygen.generate.shards import ShardStats, read_shard
 from raygen.generate.stages import GenerateActor, pack, tells, unpack
 from raygen.generate.stages import read_shard as read
 from raygen.generate.stages import write_shard as write

@@ -5,9 +5,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from raygen.config import Config, Place, distinct
-from raygen.records import Mode
+from raygen.records import Layout, Mode
 
-Layout = Literal["parquet", "webdataset", "png"]
 Count = Annotated[int, Field(ge=1)]
 
 

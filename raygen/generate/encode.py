@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 
 from raygen import images
+from raygen.data.runs import CellStats, Run, sum_cells
 from raygen.generate.config import GenerateConfig
 from raygen.generate.masks import boxes
-from raygen.generate.plan import Run
-from raygen.generate.shards import CellStats, Encoded, sum_cells
+from raygen.generate.shards import Encoded
 from raygen.generate.windows import Window, put_defect
 from raygen.records import REJECT_SCHEMA, SAMPLE_SCHEMA, SCORES, sample_id, sample_seed
 

@@ -12,18 +12,11 @@ from raygen import images, storage
 from raygen.checkpoint import JUDGE, Checkpoint, load_checkpoint
 from raygen.config import check_writable, refuse_lost_places
 from raygen.data.pool import index_pool
+from raygen.data.runs import CellStats, Manifest, Run, done_shards, read_manifest, read_run
 from raygen.generate.config import GenerateConfig
 from raygen.generate.encode import encode_samples
-from raygen.generate.plan import (
-    Run,
-    draft_run,
-    open_run,
-    plan_table,
-    read_run,
-    refuse_another,
-    unseen_products,
-)
-from raygen.generate.shards import CellStats, Manifest, done_shards, read_manifest, write_manifest
+from raygen.generate.plan import draft_run, open_run, plan_table, refuse_another, unseen_products
+from raygen.generate.shards import write_manifest
 from raygen.generate.sheet import contact_sheet
 from raygen.generate.stages import GenerateActor, read_planned
 from raygen.show import duration, size

@@ -19,10 +19,10 @@ from ray.util import metrics
 
 from raygen import storage
 from raygen.checkpoint import Checkpoint
+from raygen.data.runs import Run, ShardStats, done_shards, read_stats, sum_cells
 from raygen.errors import PromiseError, UserError
-from raygen.generate import shards, stages
+from raygen.generate import stages
 from raygen.generate.config import GenerateConfig
-from raygen.generate.plan import Run
 from raygen.generate.progress import Progress
 from raygen.generate.resources import Resources, plan_resources
 from raygen.generate.stages import GenerateActor, read_shard
@@ -30,7 +30,7 @@ from raygen.generate.stages import GenerateActor, read_shard
 
 def run_shards(
     config: GenerateConfig, run: Run, checkpoint: Checkpoint, say: Callable[[str], None] = print
-) -> list[shards.ShardStats]:
+) -> list[ShardStats]:
     """Makes the shards of a run that are not done yet; returns the stats of all.
 
     Needs a running Ray. Whatever ends it, the shards that are done stay, and another call makes the rest.
@@ -40,8 +40,8 @@ def run_shards(
         PromiseError: more normals are bad than `max_reject_rate` allows, or samples than `gate.on_shortfall`;
             nothing written is lost.
     """
-    done = shards.done_shards(config.output)
-    stats = shards.read_stats(config.output, done)
+    done = done_shards(config.output)
+    stats = read_stats(config.output, done)
     pending = [shard for shard in range(run.num_shards) if shard not in done]
     rejects = sum((Counter(shard.rejects) for shard in stats), Counter[str]())
     _check_rejects(rejects, config, run)
@@ -74,7 +74,7 @@ def run_shards(
 
 def _stream(
     config: GenerateConfig, run: Run, checkpoint: Checkpoint, pending: list[int], resources: Resources
-) -> Iterator[shards.ShardStats]:
+) -> Iterator[ShardStats]:
     """The chain; yields the stats of each shard as it is done, in no order."""
     context = DataContext.get_current()
     context.enable_progress_bars = False  # ours counts samples
@@ -88,7 +88,7 @@ def _stream(
     for row in chain(config, run, checkpoint, pending, resources).iter_rows():
         if row.get("error"):
             raise UserError(row["error"])
-        yield shards.ShardStats.model_validate_json(row["stats"])
+        yield ShardStats.model_validate_json(row["stats"])
 
 
 ALLOCATOR = {
@@ -144,11 +144,11 @@ def _check_rejects(rejects: Counter[str], config: GenerateConfig, run: Run) -> N
         )
 
 
-def _check_shortfall(stats: list[shards.ShardStats], config: GenerateConfig) -> None:
+def _check_shortfall(stats: list[ShardStats], config: GenerateConfig) -> None:
     """Raises PromiseError as soon as a sample has not been accepted, where the gate says so."""
     if config.gate.on_shortfall != "fail":
         return
-    for cell in shards.sum_cells(cell for shard in stats for cell in shard.cells):
+    for cell in sum_cells(cell for shard in stats for cell in shard.cells):
         if cell.accepted < cell.asked:
             reasons = ", ".join(f"{count} {rule}" for rule, count in cell.reasons.items())
             raise PromiseError(
@@ -162,11 +162,11 @@ def write_shard(batch: pa.Table, config: GenerateConfig, run: Run) -> pa.Table:
     """`stages.write_shard`, counted for the dashboard."""
     done = stages.write_shard(batch, config, run)
     for text in done["stats"].to_pylist() if "stats" in done.column_names else ():
-        _count(shards.ShardStats.model_validate_json(text))
+        _count(ShardStats.model_validate_json(text))
     return done
 
 
-def _count(stats: shards.ShardStats) -> None:
+def _count(stats: ShardStats) -> None:
     """Adds to the counters on the Ray dashboard (as ray_raygen_…_total in Prometheus)."""
     for name, value in (
         ("raygen_shards", 1),

@@ -14,69 +14,20 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raygen import __version__, storage
 from raygen.checkpoint import Checkpoint
 from raygen.data.pool import Normal, index_pool
+from raygen.data.runs import RUN, Run, read_run
 from raygen.errors import UserError
-from raygen.generate.config import GenerateConfig, Layout
+from raygen.generate.config import GenerateConfig
 from raygen.generate.windows import read_region
 from raygen.records import PLAN_SCHEMA, SampleRequest, digest, plan_requests
 
-RUN = "run.json"
 _MAX_SHARD_BYTES = 2**30  # of a shard's samples before they are encoded: a task holds them all at once
-
-
-class Run(BaseModel):
-    """run.json: all that a task needs to know of its run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    run_id: str  # a digest of identity, checkpoint and plan: the same in whatever folder
-    config: dict[str, Any]  # as resolved when the run began
-    checkpoint: str  # its digest
-    is_judged: bool  # whether samples have scores and go through the gate
-    image_size: int  # the model's
-    channels: int  # the model's
-    requests: tuple[SampleRequest, ...]  # the samples of one normal
-    plan: str  # the frozen plan's name in the run folder
-    num_normals: int
-    num_shards: int
-    products: dict[str, int]  # normals by product
-    rois: dict[str, str]  # product -> SHA-256 of its region of interest
-    versions: dict[str, str]  # of the packages that decide bytes
-
-    @property
-    def num_samples(self) -> int:
-        """Samples of the whole run, if no normal is rejected."""
-        return self.num_normals * len(self.requests)
-
-    @property
-    def layout(self) -> Layout:
-        return self.config["layout"]
-
-    @property
-    def seed(self) -> int:
-        return self.config["seed"]
-
-
-def read_run(output_uri: str) -> Run | None:
-    """The run that stands in a folder, if one does."""
-    try:
-        return Run.model_validate_json(storage.read(storage.join(output_uri, RUN)))
-    except storage.ObjectMissingError:
-        return None
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise UserError(
-            f"{output_uri}/{RUN}: not a run of this version of raygen ({problem['loc']}: {problem['msg']}); "
-            "choose another output"
-        ) from None
 
 
 def open_run(config: GenerateConfig, checkpoint: Checkpoint) -> Run:

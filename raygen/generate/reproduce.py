@@ -7,11 +7,20 @@ import numpy as np
 import pyarrow.compute as pc
 
 from raygen import images, storage
+from raygen.data.runs import (
+    Run,
+    ShardStats,
+    done_shards,
+    read_columns,
+    read_rejects,
+    read_run,
+    read_shard,
+    read_stats,
+)
 from raygen.errors import PromiseError, UserError
 from raygen.generate.config import GenerateConfig
 from raygen.generate.encode import encode_samples
-from raygen.generate.plan import Run, read_plan, read_run, versions
-from raygen.generate.shards import ShardStats, done_shards, read_columns, read_rejects, read_shard, read_stats
+from raygen.generate.plan import read_plan, versions
 from raygen.generate.stages import GenerateActor, read_planned
 
 

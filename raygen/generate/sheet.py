@@ -7,9 +7,8 @@ import numpy as np
 
 from raygen import images
 from raygen.data.pool import read_normals
+from raygen.data.runs import CellStats, Run, ShardStats, read_shard, sum_cells
 from raygen.generate.config import GenerateConfig
-from raygen.generate.plan import Run
-from raygen.generate.shards import CellStats, ShardStats, read_shard, sum_cells
 from raygen.show import Outlined, draw_sheet
 
 _MAX_COLUMNS = 8

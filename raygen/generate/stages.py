@@ -15,11 +15,12 @@ import pyarrow as pa
 from raygen import images, storage
 from raygen.checkpoint import Checkpoint, load_checkpoint
 from raygen.data.pool import read_normals
+from raygen.data.runs import Run
 from raygen.errors import UserError
 from raygen.generate import shards
 from raygen.generate.config import GenerateConfig
 from raygen.generate.encode import encode_samples
-from raygen.generate.plan import Run, read_plan, roi_uri
+from raygen.generate.plan import read_plan, roi_uri
 from raygen.generate.sampling import DefectGenerator, Windows, sample
 from raygen.generate.windows import cut_region, place_window, read_region, window_size
 from raygen.images import BadImageError

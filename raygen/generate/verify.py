@@ -14,22 +14,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raygen import storage
-from raygen.errors import PromiseError, UserError
-from raygen.generate.config import GenerateConfig
-from raygen.generate.gate import failed_rule
-from raygen.generate.masks import boxes
-from raygen.generate.plan import Run, read_plan, read_run
-from raygen.generate.shards import (
+from raygen.data.runs import (
     MANIFEST,
     Manifest,
+    Run,
     ShardStats,
     done_shards,
     read_manifest,
     read_rejects,
+    read_run,
     read_shard,
     read_stats,
     sum_cells,
 )
+from raygen.errors import PromiseError, UserError
+from raygen.generate.config import GenerateConfig
+from raygen.generate.gate import failed_rule
+from raygen.generate.masks import boxes
+from raygen.generate.plan import read_plan
 from raygen.images import BadImageError, decode_photo
 from raygen.records import SampleRequest, sample_id, sample_seed
 
