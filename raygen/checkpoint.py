@@ -59,6 +59,11 @@ class CheckpointConfig(BaseModel):
     training: dict[str, Any] = {}  # for the record: recipe, seconds, validation; decides nothing
     files: dict[str, str] = {}  # name -> SHA-256
 
+    @property
+    def is_joint(self) -> bool:
+        """Whether one decoder makes whole images, without defect layers: ladder (a) to (d)."""
+        return self.model.get("decoders") == "joint"
+
 
 @dataclass(frozen=True)
 class Checkpoint:

@@ -21,7 +21,8 @@ from raygen.checkpoint import (
 )
 from raygen.generate.config import GateConfig
 from raygen.generate.sampling import DefectGenerator, Samples, Windows, sample
-from raygen.models.dtgan import Discriminator, DTGANConfig, Generator, MappingNetwork
+from raygen.models.dtgan import Discriminator, DTGANConfig, MappingNetwork
+from raygen.models.joint import build_generator
 from raygen.records import SampleRequest
 
 TINY = DTGANConfig(
@@ -52,7 +53,7 @@ def write_checkpoint(
     would hide mistakes.
     """
     torch.manual_seed(seed)
-    generator, mapping, judge = Generator(sizes), MappingNetwork(sizes), Discriminator(sizes)
+    generator, mapping, judge = build_generator(sizes), MappingNetwork(sizes), Discriminator(sizes)
     with torch.no_grad():
         for parameter in [*generator.parameters(), *mapping.parameters()]:
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -60,7 +61,8 @@ def write_checkpoint(
         probe = torch.randn(4, channels, size, size)
         content = torch.randn(4, sizes.content_channels, 16, 16)
         made = generator(probe, torch.randn(4, sizes.style_dim), content)
-        generator.fusion.weight.mul_(0.3 / made.std())  # grey levels that seldom clip
+        last = "fusion.weight" if sizes.decoders == "separate" else "output.2.weight"
+        generator.get_parameter(last).mul_(0.3 / made.std())  # grey levels that seldom clip
     bank = [
         Reference(uri=f"surfaces:{product}/{defect_type}/{i}", product=product, defect_type=defect_type)
         for product in surfaces.PRODUCTS

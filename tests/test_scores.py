@@ -110,14 +110,14 @@ def test_a_sample_with_a_reference_s_content_is_refused_as_a_copy(
     generator = generator_of(checkpoint)
     codes = checkpoint.tensors(REFERENCE_CODES)
     row = next(i for i, item in enumerate(checkpoint.references) if item.defect_type == "spots")
-    drawn = generator.mapping.for_domain
+    drawn = generator.codes.mapping.for_domain
 
     def for_domain(z: torch.Tensor, domain: int, noise: torch.Tensor):
         style, content = drawn(z, domain, noise)
         content[1] = codes["content"][row]
         return style, content
 
-    monkeypatch.setattr(generator.mapping, "for_domain", for_domain)
+    monkeypatch.setattr(generator.codes.mapping, "for_domain", for_domain)
     normals, seeds = inputs(3)
     gate = GateConfig(min_mask_area=None, min_novelty=0.05, max_attempts=1)
     latent_spots = [request for request in REQUESTS if request == ("spots", "latent", 0)]

@@ -8,13 +8,14 @@ import torch
 from numpy.typing import NDArray
 
 from raygen import images
-from raygen.checkpoint import GENERATOR, JUDGE, REFERENCE_CODES, Checkpoint
-from raygen.errors import UserError
+from raygen.checkpoint import JUDGE, Checkpoint
+from raygen.generate.codes import Codes, MicroBatches, load_weights, read_bank, read_sizes
 from raygen.generate.config import GenerateConfig
+from raygen.generate.joint import JointDTGANGenerator
 from raygen.generate.masks import Defects, confine, find_defects
 from raygen.generate.sampling import DefectGenerator, Made, Views
 from raygen.generate.scores import Judge, Judgement, Novelty, contrast, preservation
-from raygen.models.dtgan import DTGANConfig, Generator, MappingNetwork, compose
+from raygen.models.dtgan import Generator, compose
 from raygen.models.dtgan_folded import FoldedGenerator
 from raygen.records import NORMAL, SCORES, SampleRequest
 
@@ -22,8 +23,10 @@ _FEWEST_FOR_MEDIAN = 8  # layers; the median of fewer may still hold a defect
 
 
 def load_generator(checkpoint: Checkpoint, config: GenerateConfig) -> DefectGenerator:
-    """Builds the generator of a checkpoint's family on the GPU this process may use, else on the CPU."""
-    return _FAMILIES[checkpoint.config.family](checkpoint, config)
+    """Builds the generator of a checkpoint on the GPU this process may use, else on the CPU."""
+    if checkpoint.config.family == "null":
+        return NullGenerator(checkpoint, config)
+    return (JointDTGANGenerator if checkpoint.config.is_joint else DTGANGenerator)(checkpoint, config)
 
 
 class NullGenerator:
@@ -62,30 +65,22 @@ class DTGANGenerator:
     """DT-GAN for inference: x̃ = B(x) + F(s, c), B once per view, F once per latent-guided sample, and the layers
     of the reference bank, which depend on no normal, once per checkpoint.
 
-    Every forward pass has M = `micro_batch` rows, the last ones padded, so that the kernels see one shape and a
-    sample's bits do not depend on its neighbours.
+    Every forward pass has M = `micro_batch` rows, see `MicroBatches`.
     """
 
     def __init__(self, checkpoint: Checkpoint, config: GenerateConfig) -> None:
         self.config = config
         self.micro_batch = config.micro_batch
         self.is_judged = config.masks
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.precision = getattr(torch, config.precision)
-        # A rerun must give the same bits, whatever the actor's share of a machine: on CPUs the number of threads
-        # decides which kernels run (and two actors of one thread beat one of two). float32 is meant as such.
-        if self.device.type == "cpu":
-            torch.set_num_threads(1)
-        torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.allow_tf32 = False
-
-        self.sizes = _sizes(checkpoint)
-        generator, mapping = _networks(checkpoint, self.sizes)
-        self.mapping = mapping.to(self.device)
+        self.batches = MicroBatches(config)
+        self.device = self.batches.device
+        self.sizes = read_sizes(checkpoint)
+        generator = load_weights(Generator(self.sizes), checkpoint, "generator")
         self.folded = FoldedGenerator(generator).to(self.device)
-        self.domains = {name: i for i, name in enumerate((NORMAL, *checkpoint.config.defect_types))}
+        self.codes = Codes(checkpoint, config, self.sizes, self.batches)
         self.references = checkpoint.references
-        self.reference_layers = self._reference_layers(checkpoint)
+        # F(s, c) of every reference in the bank: (references, C or C + 1, H, W)
+        self.reference_layers = self.batches.run(self.folded.defect_layer, *read_bank(checkpoint, self.sizes))
         if config.masks:
             self.bare_layers = {name: self._bare_layer(name) for name in checkpoint.config.defect_types}
             self.reference_defects = self._reference_defects()
@@ -94,17 +89,13 @@ class DTGANGenerator:
 
     # --------------------------------------------------------------------------------------------- samples
 
-    @torch.inference_mode()
     def backgrounds(self, pixels: NDArray[np.uint8]) -> torch.Tensor | None:
         """B(x) of views, (n, H, W, C) to (n, C, H, W); residual compositions need none."""
         if self.config.composition == "residual":
             return None
-        found = [torch.empty(0, self.sizes.channels, *pixels.shape[1:3], device=self.device)]
-        for start in range(0, len(pixels), self.micro_batch):
-            some = pixels[start : start + self.micro_batch]
-            with self._autocast():
-                found.append(self.folded.background(self._to_model(some))[: len(some)].float())
-        return torch.cat(found)
+        return self.batches.run(
+            lambda some: self.folded.background(images.to_model(some)), torch.from_numpy(pixels)
+        )
 
     @torch.inference_mode()
     def make(self, views: Views, request: SampleRequest, seeds: NDArray[np.int64]) -> Made:
@@ -118,10 +109,10 @@ class DTGANGenerator:
             masks, weights = confine(found, views.allowed, fade_edges=self.config.native)
         layer, on = drawn.layer, views.backgrounds
         if self.config.composition == "residual":
-            layer = self._pad(layer[:num_rows] - self.bare_layers[request.defect_type])
-            layer = layer * self._pad(torch.from_numpy(weights).to(self.device))[:, None]
+            layer = self.batches.pad(layer[:num_rows] - self.bare_layers[request.defect_type])
+            layer = layer * self.batches.pad(torch.from_numpy(weights).to(self.device))[:, None]
             on = images.to_model(torch.from_numpy(views.pixels).to(self.device))
-        samples = images.from_model(compose(self._pad(on), layer))  # (M, H, W, C)
+        samples = images.from_model(compose(self.batches.pad(on), layer))  # (M, H, W, C)
         pixels = samples[:num_rows].cpu().numpy()
         scores = np.full((num_rows, len(SCORES)), np.nan, np.float32)
         if self.config.masks:
@@ -147,8 +138,8 @@ class DTGANGenerator:
         unknown = np.full(len(pixels), np.nan, np.float32)
         judged = Judgement(unknown, unknown, unknown)
         if self.judge is not None:
-            with self._autocast():
-                judged = self.judge(samples, self.domains[request.defect_type], views.products)
+            with self.batches.autocast():
+                judged = self.judge(samples, self.codes.domains[request.defect_type], views.products)
         novelty = unknown if content is None else self.novelty(content[: len(pixels)], request.defect_type)
         scores = {
             **judged._asdict(),
@@ -164,54 +155,13 @@ class DTGANGenerator:
     def _draw(self, request: SampleRequest, seeds: NDArray[np.int64], products: Sequence[str]) -> _Drawn:
         """The defects that seeds stand for."""
         if request.mode == "latent":
-            layer, content = self._latent_layers(request.defect_type, seeds)
-            return _Drawn(layer, content, np.full(len(seeds), -1))
-        chosen = np.array(
-            [
-                _choose(seed, self._bank(request.defect_type, product))
-                for seed, product in zip(seeds, products, strict=True)
-            ]
-        )
-        return _Drawn(
-            self._pad(self.reference_layers[torch.from_numpy(chosen).to(self.device)]), None, chosen
-        )
-
-    def _latent_layers(self, defect_type: str, seeds: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        """F(s, c) and c for (s, c) from the mapping network; z and the per-pixel noise come from each seed's own
-        stream (Philox: the same numbers on every machine)."""
-        size = self.sizes.latent_dim + self.mapping.noise_size
-        drawn = np.stack([_stream(seed).standard_normal(size, np.float32) for seed in seeds])
-        z, noise = self._pad(torch.from_numpy(drawn).to(self.device)).split(
-            [self.sizes.latent_dim, self.mapping.noise_size], dim=1
-        )
-        with self._autocast():
-            style, content = self.mapping.for_domain(z, self.domains[defect_type], noise)
-            return self.folded.defect_layer(style, content).float(), content.float()
-
-    def _bank(self, defect_type: str, product: str) -> list[int]:
-        """The references that may guide a sample on a normal of a product."""
-        wanted = self.config.reference_products
-        allowed = None if wanted == "any" else {product} if wanted == "same" else set(wanted)
-        names = None if allowed is None else {name.casefold() for name in allowed}
-        return [
-            row
-            for row, item in enumerate(self.references)
-            if item.defect_type == defect_type and (names is None or item.product.casefold() in names)
-        ]
-
-    @torch.inference_mode()
-    def _reference_layers(self, checkpoint: Checkpoint) -> torch.Tensor:
-        """F(s, c) of every reference in the bank: (references, C or C + 1, H, W)."""
-        channels = self.sizes.channels + (self.sizes.fusion == "alpha")
-        layers = [torch.empty(0, channels, *[self.sizes.image_size] * 2, device=self.device)]
-        codes = checkpoint.tensors(REFERENCE_CODES) if checkpoint.references else {}
-        for start in range(0, len(checkpoint.references), self.micro_batch):
-            some = slice(start, start + self.micro_batch)
-            style, content = (codes[name][some].to(self.device) for name in ("style", "content"))
-            with self._autocast():
-                layer = self.folded.defect_layer(self._pad(style), self._pad(content))
-            layers.append(layer[: len(style)].float())
-        return torch.cat(layers)
+            with self.batches.autocast():
+                style, content = self.codes.draw(request.defect_type, seeds)
+                layer = self.folded.defect_layer(style, content)
+            return _Drawn(layer.float(), content.float(), np.full(len(seeds), -1))
+        chosen = self.codes.choose(request.defect_type, seeds, products)
+        layer = self.reference_layers[torch.from_numpy(chosen).to(self.device)]
+        return _Drawn(self.batches.pad(layer), None, chosen)
 
     # ----------------------------------------------------------------------------------------------- masks
 
@@ -227,9 +177,9 @@ class DTGANGenerator:
         if len(rows) >= _FEWEST_FOR_MEDIAN:
             return self.reference_layers[rows].median(dim=0).values
         z = torch.zeros(self.micro_batch, self.sizes.latent_dim, device=self.device)
-        noise = torch.zeros(self.micro_batch, self.mapping.noise_size, device=self.device)
-        with self._autocast():
-            style, content = self.mapping.for_domain(z, self.domains[NORMAL], noise)
+        noise = torch.zeros(self.micro_batch, self.sizes.noise_size, device=self.device)
+        with self.batches.autocast():
+            style, content = self.codes.mapping.for_domain(z, self.codes.domains[NORMAL], noise)
             return self.folded.defect_layer(style, torch.zeros_like(content))[0].float()
 
     def _strength(self, layers: torch.Tensor, defect_type: str) -> NDArray[np.float32]:
@@ -254,55 +204,3 @@ class DTGANGenerator:
             masks, weights = self.reference_defects
             return Defects(masks[drawn.references], weights[drawn.references])
         return find_defects(self._strength(drawn.layer[:num_rows], defect_type), self.config.mask)
-
-    # ---------------------------------------------------------------------------------------------- tensors
-
-    def _to_model(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
-        """(n, H, W, C) to (M, C, H, W) in [-1, 1], padded."""
-        return images.to_model(self._pad(torch.from_numpy(pixels).to(self.device)))
-
-    def _pad(self, rows: torch.Tensor) -> torch.Tensor:
-        """Appends zeros up to `micro_batch` rows."""
-        missing = self.micro_batch - len(rows)
-        return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
-
-
-_FAMILIES = {"dtgan": DTGANGenerator, "null": NullGenerator}
-
-
-def _sizes(checkpoint: Checkpoint) -> DTGANConfig:
-    try:
-        sizes = DTGANConfig(**checkpoint.config.model)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{checkpoint.uri}: its sizes are not DT-GAN's ({error})") from None
-    if sizes.decoders != "separate":
-        raise UserError(
-            f"{checkpoint.uri}: ladder (a) to (d) has no defect layers, which this job is made of; "
-            "train ladder (e), (f) or (g)"
-        )
-    return sizes
-
-
-def _networks(checkpoint: Checkpoint, sizes: DTGANConfig) -> tuple[Generator, MappingNetwork]:
-    generator, mapping = Generator(sizes), MappingNetwork(sizes)
-    weights = checkpoint.tensors(GENERATOR)
-    try:
-        for prefix, network in (("generator.", generator), ("mapping.", mapping)):
-            network.load_state_dict(
-                {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-            )
-    except RuntimeError as error:
-        first_line = str(error).splitlines()[0]
-        raise UserError(f"{checkpoint.uri}: its weights do not fit its sizes ({first_line})") from None
-    return generator.eval(), mapping.eval()
-
-
-def _choose(seed: int, bank: Sequence[int]) -> int:
-    return bank[int(_stream(seed).integers(len(bank)))]
-
-
-def _stream(seed: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=int(seed)))

@@ -97,8 +97,10 @@ def choose_requests(config: GenerateConfig, checkpoint: Checkpoint) -> tuple[Sam
     """What is made for one normal.
 
     Raises:
-        UserError: a defect type that the checkpoint does not know, or has no references of.
+        UserError: a defect type that the checkpoint does not know, or has no references of; or masks of one that
+            has no defect layers.
     """
+    refuse_missing_layers(config, checkpoint)
     known = checkpoint.config.defect_types
     for name in config.defect_types:
         if name not in known:
@@ -117,6 +119,15 @@ def choose_requests(config: GenerateConfig, checkpoint: Checkpoint) -> tuple[Sam
             "its number, and leave types out by defect_types"
         )
     return plan_requests(wanted, config.modes, counts)
+
+
+def refuse_missing_layers(config: GenerateConfig, checkpoint: Checkpoint) -> None:
+    """Raises UserError if masks are asked of a checkpoint without defect layers, which they are read off."""
+    if config.masks and checkpoint.config.is_joint:
+        mend = "set masks = false"
+        if config.composition != "reconstruct":  # it, and native with it, is made of masks
+            mend += ', composition = "reconstruct"' + (" and native = false" if config.native else "")
+        raise UserError(f"{checkpoint.uri}: ladder (a) to (d) has no defect layers to read masks off; {mend}")
 
 
 def roi_uri(config: GenerateConfig, product: str) -> str:
