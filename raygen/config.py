@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from raygen import storage
 from raygen.errors import UserError
@@ -29,6 +29,20 @@ class Config(BaseModel):
     """Frozen, and a key it does not know is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ActorPoolConfig(Config):
+    """How work is spread over actors and the tasks around them. Nothing here decides a result."""
+
+    num_actors: Annotated[int, Field(ge=1)] | None = None
+    """Model replicas. Default: one per GPU where `gpus_per_actor` > 0, else one per CPU."""
+    gpus_per_actor: Annotated[float, Field(ge=0)] | None = None
+    """Default: 1 on a cluster that has GPUs, else 0."""
+    cpus_per_actor: Annotated[float, Field(gt=0)] | None = None
+    """Logical CPUs an actor reserves; without a GPU it computes on one thread. Default: 1 beside a GPU, else 0.75,
+    so that reading and writing find a share of each CPU."""
+    cpus_per_task: Annotated[float, Field(gt=0)] | None = None
+    """Logical CPUs a read or a write task reserves. Default: 1 beside GPUs, else 0.25."""
 
 
 def refuse_lost_places(places: Mapping[str, str]) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from raygen.errors import UserError
 from raygen.generate.config import ComputeConfig
-from raygen.generate.resources import Resources, plan_resources
+from raygen.resources import Resources, plan_resources
 
 
 def plan(cpus: float, gpus: float = 0, shards: int = 1000, **wishes) -> Resources:

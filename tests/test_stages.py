@@ -10,9 +10,10 @@ from raygen.data.runs import ShardStats, read_shard
 from raygen.errors import UserError
 from raygen.generate.config import GenerateConfig
 from raygen.generate.plan import open_run
-from raygen.generate.stages import GenerateActor, pack, tells, unpack
+from raygen.generate.stages import GenerateActor, pack, unpack
 from raygen.generate.stages import read_shard as read
 from raygen.generate.stages import write_shard as write
+from raygen.relay import tells
 
 
 def test_packing_a_shard_into_a_row_keeps_it() -> None:

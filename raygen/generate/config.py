@@ -4,24 +4,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from raygen.config import Config, Place, distinct
+from raygen.config import ActorPoolConfig, Config, Place, distinct
 from raygen.records import Layout, Mode
 
 Count = Annotated[int, Field(ge=1)]
 
 
-class ComputeConfig(Config):
-    """How a run is spread over the cluster. Nothing here decides a sample: it may differ when a run resumes."""
+class ComputeConfig(ActorPoolConfig):
+    """How a run is spread over the cluster: it may differ when a run resumes."""
 
-    num_actors: Annotated[int, Field(ge=1)] | None = None
-    """Model replicas. Default: one per GPU where `gpus_per_actor` > 0, else one per CPU."""
-    gpus_per_actor: Annotated[float, Field(ge=0)] | None = None
-    """Default: 1 on a cluster that has GPUs, else 0."""
-    cpus_per_actor: Annotated[float, Field(gt=0)] | None = None
-    """Logical CPUs an actor reserves; without a GPU it computes on one thread. Default: 1 beside a GPU, else 0.75,
-    so that reading and writing find a share of each CPU."""
-    cpus_per_task: Annotated[float, Field(gt=0)] | None = None
-    """Logical CPUs a read or a write task reserves. Default: 1 beside GPUs, else 0.25."""
     read_threads: Annotated[int, Field(ge=1)] = 8
     """Simultaneous requests of one read task."""
 

@@ -6,14 +6,12 @@ a row. The driver sees the stats of finished shards, never an image.
 """
 
 import functools
-import logging
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy
 from ray.exceptions import RayTaskError
 from ray.util import metrics
 
@@ -24,8 +22,9 @@ from raygen.errors import PromiseError, UserError
 from raygen.generate import stages
 from raygen.generate.config import GenerateConfig
 from raygen.generate.progress import Progress
-from raygen.generate.resources import Resources, plan_resources
 from raygen.generate.stages import GenerateActor, read_shard
+from raygen.on_ray import ALLOCATOR, prepare_data
+from raygen.resources import Resources, plan_resources
 
 
 def run_shards(
@@ -76,28 +75,11 @@ def _stream(
     config: GenerateConfig, run: Run, checkpoint: Checkpoint, pending: list[int], resources: Resources
 ) -> Iterator[ShardStats]:
     """The chain; yields the stats of each shard as it is done, in no order."""
-    context = DataContext.get_current()
-    context.enable_progress_bars = False  # ours counts samples
-    context.raise_original_map_exception = True
-    context.retried_map_errors = [storage.StorageUnavailableError.__name__]
-    context.max_map_retries = 8  # with pauses that grow to half a minute: some two minutes in all
-    for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr:
-            handler.setLevel(logging.WARNING)  # the rest stands in the session's own log files
-            handler.addFilter(lambda record: not record.getMessage().startswith("Progress bars disabled"))
+    prepare_data()
     for row in chain(config, run, checkpoint, pending, resources).iter_rows():
         if row.get("error"):
             raise UserError(row["error"])
         yield ShardStats.model_validate_json(row["stats"])
-
-
-ALLOCATOR = {
-    # An actor computes in a thread of Ray's, where glibc by default gives every large buffer back to the kernel
-    # and faults it in again page by page: nearly a third of a small model's time on CPUs.
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-    "MALLOC_TRIM_THRESHOLD_": str(2**32),
-}
 
 
 def chain(

@@ -6,13 +6,12 @@ A shard travels as a table of one row (see `pack`): its normals, or what was gen
 import functools
 import math
 import time
-from collections.abc import Callable
-from typing import Any, Concatenate, NamedTuple, ParamSpec
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from raygen import images, storage
+from raygen import images
 from raygen.checkpoint import Checkpoint, load_checkpoint
 from raygen.data.pool import read_normals
 from raygen.data.runs import Run
@@ -25,8 +24,7 @@ from raygen.generate.sampling import DefectGenerator, Windows, sample
 from raygen.generate.windows import cut_region, place_window, read_region, window_size
 from raygen.images import BadImageError
 from raygen.records import REJECT_SCHEMA, sample_seed
-
-P = ParamSpec("P")
+from raygen.relay import tells
 
 NORMAL_SCHEMA = pa.schema(
     [
@@ -95,27 +93,6 @@ def unpack(batch: pa.Table) -> Shard:
         if name not in ("shard", "seconds")
     }
     return Shard(batch["shard"][0].as_py(), dict(batch["seconds"][0].as_py()), tables)
-
-
-Stage = Callable[Concatenate[pa.Table, P], pa.Table]
-
-
-def tells(stage: Stage[P]) -> Stage[P]:
-    """Lets a stage's UserError travel down the chain as a row of its own, to be raised by the driver: raised in a
-    task, it would reach the user as pages of Ray's tracebacks."""
-
-    @functools.wraps(stage)
-    def wrapped(batch: pa.Table, *args: P.args, **kwargs: P.kwargs) -> pa.Table:
-        if "error" in batch.column_names:
-            return batch
-        try:
-            return stage(batch, *args, **kwargs)
-        except storage.StorageUnavailableError:
-            raise  # for Ray Data to try again
-        except UserError as error:
-            return pa.table({"error": [str(error)]})
-
-    return wrapped
 
 
 @tells

@@ -4,8 +4,8 @@ when its actors leave no CPU for its tasks."""
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from raygen.config import ActorPoolConfig
 from raygen.errors import UserError
-from raygen.generate.config import ComputeConfig
 
 
 class Resources(NamedTuple):
@@ -24,14 +24,14 @@ class Resources(NamedTuple):
 
 
 def plan_resources(
-    compute: ComputeConfig, nodes: Sequence[Mapping[str, float]], num_shards: int
+    compute: ActorPoolConfig, nodes: Sequence[Mapping[str, float]], num_items: int
 ) -> Resources:
     """Fills in what the recipe leaves open.
 
     Args:
         compute: the recipe's wishes.
         nodes: each living node's resources, as `ray.nodes()` tells them.
-        num_shards: shards to do; more actors would be idle.
+        num_items: shards, say, to do; more actors would be idle.
 
     Raises:
         UserError: actors and one task do not fit together.
@@ -62,7 +62,7 @@ def plan_resources(
 
     most = sum(map(room, nodes))
     wanted = compute.num_actors or max(1, most if on_gpu else int(cpus))
-    num_actors = min(wanted, max(num_shards, 1))
+    num_actors = min(wanted, max(num_items, 1))
     if num_actors > most or num_actors * cpus_per_actor + cpus_per_task > cpus:
         gpu_share = f" and {gpus_per_actor:g} GPUs" if on_gpu else ""
         raise UserError(
