@@ -11,7 +11,7 @@ import numpy as np
 
 from raygen import images, storage
 from raygen.errors import UserError
-from raygen.records import NORMAL
+from raygen.records import NORMAL, digest
 
 MVTEC_TYPES: Mapping[str, Mapping[str, Mapping[str, str]]] = {
     "carpet": {
@@ -82,7 +82,8 @@ def list_defect_set(
 
     - `{product}/{defect_type}/{id}.png` with `{id}_mask.png` beside, and `{product}/normal/{id}.png`; folders of
       defect types in any case. A `metadata.csv` with `id, product, domain, split` may tell splits.
-    - MVTec AD, as a whole or one category of it: `train/good`, `test/{defect}`, `ground_truth/{defect}`. It keeps
+    - MVTec AD, as a whole or one category of it: `train/good`, `test/{defect}`, `ground_truth/{defect}`. It
+    keeps
       all defects under test, so that folder says nothing of a defect's split. Of the categories in `MVTEC_TYPES`
       the photos named there are taken, and no other defects.
 
@@ -123,6 +124,31 @@ def list_defect_set(
             dropped.add(f"{image.product}/{image.folder}")
     _check_both_kinds(uri, photos, dropped)
     return tuple(sorted(photos))  # storage lists in an order of its own
+
+
+def keep_defects(photos: Sequence[Photo], counts: Mapping[str, int]) -> tuple[Photo, ...]:
+    """Leaves products so many defects of each type: the paper's 20A is {"A": 20}. Which ones depends on their
+    names alone, so that a training and the evaluation of it keep the same.
+
+    Args:
+        photos: in the order to keep.
+        counts: product -> defects of each type that stay; products that it does not name keep all.
+
+    Raises:
+        UserError: there are no photos of such a product.
+    """
+    products = {photo.product for photo in photos}
+    for product in counts:
+        if product not in products:
+            raise UserError(
+                f"keep_defects: no product {product!r}; choose from {', '.join(sorted(products))}"
+            )
+    kept = set(photos)
+    for (product, defect_type), rows in group_by_cell(photos).items():
+        if product in counts and defect_type != NORMAL:
+            order = sorted(rows, key=lambda row: digest(*PurePosixPath(photos[row].uri).parts[-2:]))
+            kept -= {photos[row] for row in order[counts[product] :]}
+    return tuple(photo for photo in photos if photo in kept)
 
 
 def load_photos(photos: Sequence[Photo], size: int, channels: int, num_threads: int = 8) -> np.ndarray:

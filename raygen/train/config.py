@@ -92,6 +92,8 @@ class TrainConfig(Config):
     """Folder of defects -> defect type, say {crack = "scratches"}; "-" leaves a folder out."""
     products: tuple[str, ...] = ()
     """Which products to learn. Default: all."""
+    keep_defects: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """Product -> how many defects of each type to learn from, say {A = 20} for the paper's 20A. Default: all."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     preset: str = "paper-128"
     """Sizes of the networks: a name in raygen.models.dtgan.PRESETS."""

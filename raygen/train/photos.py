@@ -6,7 +6,7 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from raygen.data.defects import Photo, group_by_cell, list_defect_set, load_photos
+from raygen.data.defects import Photo, group_by_cell, keep_defects, list_defect_set, load_photos
 from raygen.errors import UserError
 from raygen.models.dtgan import DTGANConfig
 from raygen.records import NORMAL
@@ -33,7 +33,9 @@ class DefectSet:
         """
         listed = list_defect_set(config.defects, types=config.types, products=config.products)
         photos = [photo for photo in listed if photo.split in TRAINING_SPLITS + VALIDATION_SPLITS]
-        learning = [photo for photo in photos if photo.split in TRAINING_SPLITS]
+        learning = keep_defects(
+            [photo for photo in photos if photo.split in TRAINING_SPLITS], config.keep_defects
+        )
         kinds = {photo.defect_type for photo in learning}
         if NORMAL not in kinds or len(kinds) < 2:
             raise UserError(
@@ -41,7 +43,13 @@ class DefectSet:
                 f"there are {', '.join(sorted(kinds)) or 'none'}"
             )
         products = tuple(sorted({photo.product for photo in learning}))
-        kept = [photo for photo in photos if photo.product in products and photo.defect_type in kinds]
+        learned = set(learning)
+        kept = [
+            photo
+            for photo in photos
+            if photo in learned
+            or (photo.split in VALIDATION_SPLITS and photo.product in products and photo.defect_type in kinds)
+        ]
         return cls(kept, products, tuple(sorted(kinds - {NORMAL})))
 
     def part(self, splits: Sequence[str]) -> "DefectSet":
