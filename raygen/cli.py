@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-_EXAMPLES = {"train": "dtgan-128.toml", "generate": "generate.toml"}
+_EXAMPLES = {"train": "dtgan-128.toml", "generate": "generate.toml", "evaluate": "evaluate-quick.toml"}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, run, what in (
         ("train", _train, "learn defects from a defect set"),
         ("generate", _generate, "put defects on every normal of a pool"),
+        ("evaluate", _evaluate, "say how good a run's samples are, and whether they help a classifier"),
     ):
         command = commands.add_parser(name, help=what)
         command.add_argument("recipe", nargs="?", help=f"a TOML file, such as jobs/{_EXAMPLES[name]}")
@@ -100,6 +101,15 @@ def _generate(args: argparse.Namespace) -> None:
 
     config = load_config(GenerateConfig, args.recipe, args.overrides)
     (dry_run if args.dry_run else generate)(config)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from raygen.config import load_config
+    from raygen.evaluate.config import EvaluateConfig
+    from raygen.evaluate.job import dry_run, evaluate
+
+    config = load_config(EvaluateConfig, args.recipe, args.overrides)
+    (dry_run if args.dry_run else evaluate)(config)
 
 
 def _verify(args: argparse.Namespace) -> None:

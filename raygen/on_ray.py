@@ -20,6 +20,11 @@ ALLOCATOR = {
 }
 
 
+def living_nodes() -> list[dict[str, float]]:
+    """The resources of each living node of the cluster."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def prepare_data() -> None:
     """Sets Ray Data up for our chains: no progress bars, users' errors as they are, storage that is busy tried
     again."""

@@ -3,9 +3,10 @@
 import dataclasses
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pyarrow as pa
 import torch
 from PIL import Image
 
@@ -17,10 +18,15 @@ from raygen.checkpoint import (
     Checkpoint,
     CheckpointConfig,
     Reference,
+    load_checkpoint,
     save_checkpoint,
 )
-from raygen.generate.config import GateConfig
+from raygen.data.runs import Manifest, ShardStats
+from raygen.generate.config import GateConfig, GenerateConfig
+from raygen.generate.plan import open_run
 from raygen.generate.sampling import DefectGenerator, Samples, Windows, sample
+from raygen.generate.shards import write_manifest
+from raygen.generate.stages import GenerateActor, read_shard, write_shard
 from raygen.models.dtgan import Discriminator, DTGANConfig, MappingNetwork
 from raygen.models.joint import build_generator
 from raygen.records import SampleRequest
@@ -151,3 +157,31 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         "bomb.png": (huge.getvalue(), "too_many_pixels"),
         "float.tif": (floats.getvalue(), "unsupported"),
     }
+
+
+def write_run(config: GenerateConfig) -> Manifest:
+    """A whole run of the main job in this process, stage by stage, without Ray."""
+    run = open_run(config, load_checkpoint(config.checkpoint))
+    actor = GenerateActor(config, run, config.checkpoint)
+    stats = []
+    for shard in range(run.num_shards):
+        normals = read_shard(pa.table({"shard": [shard]}), config, run)
+        written = write_shard(actor.generate(normals), config, run)
+        stats.append(ShardStats.model_validate_json(written["stats"][0].as_py()))
+    return write_manifest(config.output, run.run_id, stats)
+
+
+def write_split_set(uri: str, splits: Mapping[str, tuple[int, int]], size: int = 64, seed: int = 5) -> None:
+    """A defect set of procedural surfaces with splits in its metadata.csv: split -> normals, and defects of each
+    type, of each product."""
+    rows = ["id,product,domain,split"]
+    for number, (split, (normals, defects)) in enumerate(splits.items()):
+        for name, pixels in surfaces.defect_set(normals, defects, seed + number, size):
+            product, kind, file = name.split("/")
+            target = f"{split}-{file}"
+            storage.put(
+                storage.join(uri, product, kind, target), images.encode_png(pixels.reshape(size, size, 1))
+            )
+            if not file.endswith("_mask.png"):
+                rows.append(f"{target.removesuffix('.png')},{product},{kind},{split}")
+    storage.put(storage.join(uri, "metadata.csv"), "\n".join(rows).encode())

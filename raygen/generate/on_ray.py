@@ -23,7 +23,7 @@ from raygen.generate import stages
 from raygen.generate.config import GenerateConfig
 from raygen.generate.progress import Progress
 from raygen.generate.stages import GenerateActor, read_shard
-from raygen.on_ray import ALLOCATOR, prepare_data
+from raygen.on_ray import ALLOCATOR, living_nodes, prepare_data
 from raygen.resources import Resources, plan_resources
 
 
@@ -50,7 +50,7 @@ def run_shards(
     done_before = sum(shard.num_samples for shard in stats)
     dropped_before = sum(shard.num_dropped for shard in stats)
     progress = Progress(run.num_samples, done_before, rejects.total() * len(run.requests) + dropped_before)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = living_nodes()
     resources = plan_resources(config.compute, nodes, len(pending))
     say(f"{len(pending):,} of {run.num_shards:,} shards to do: {resources.describe(len(nodes))}")
     try:

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from raygen import storage
 from raygen.errors import PromiseError, UserError
 from raygen.models.dtgan import DTGANConfig
+from raygen.on_ray import living_nodes
 from raygen.train.batches import Batch, BatchMaker, to_batch
 from raygen.train.config import TrainConfig
 from raygen.train.dtgan import Networks, Training
@@ -43,7 +44,7 @@ def run_training(config: TrainConfig, run: TrainingRun, say: Callable[[str], Non
         UserError: the cluster has no room for the workers, or a photo or the storage is of no use.
         PromiseError: workers were lost more often than the recipe allows.
     """
-    workers = plan_workers(config.compute, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    workers = plan_workers(config.compute, living_nodes())
     say(workers.describe())
     resources = {"CPU": workers.cpus_per_worker, "GPU": workers.gpus_per_worker}
 

@@ -1,0 +1,113 @@
+"""The distances of runs from the real training defects, cell by cell, and their floors."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from raygen.evaluate.config import DistanceConfig
+from raygen.evaluate.metrics import Features, copy_rate, frechet_distance, kernel_distance, precision_recall
+from raygen.records import MODES, NORMAL
+
+ALL = "all"
+"""Every product, or every defect type."""
+
+What = Literal["latent", "reference", "mix", "test", "normal"]
+
+
+class Distance(BaseModel):
+    """One row of the distance table: a set of images against the real training defects of a product and type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: str | None  # None for the real images of a floor
+    product: str  # or ALL
+    defect_type: str  # or ALL
+    what: What  # samples of a mode, or of both; "test": held-out defects, the floor; "normal": doing nothing
+    num_images: int
+    num_real: int  # training defects
+    frechet: float
+    kid: float
+    kid_std: float  # over subsets
+    precision: float | None  # None where a set is too small
+    recall: float | None
+    copy_rate: float | None  # None without held-out defects
+    clustered: float | None = None  # clustered LPIPS; of single cells only
+    clustered_nonempty: float | None = None
+
+
+class Comparison(NamedTuple):
+    """What a row compares."""
+
+    run: str | None
+    product: str
+    defect_type: str
+    what: What
+
+    def cells(self, products: Sequence[str], defect_types: Sequence[str]) -> list[tuple[str, str]]:
+        """The products and defect types that it takes together."""
+        return [
+            (product, defect_type)
+            for product in (products if self.product == ALL else [self.product])
+            for defect_type in (defect_types if self.defect_type == ALL else [self.defect_type])
+        ]
+
+
+def plan_comparisons(
+    runs: Sequence[str], products: Sequence[str], defect_types: Sequence[str], has_test: bool
+) -> list[Comparison]:
+    """The rows of the table: for each product and type, and all of them together, the floors and then the
+    runs."""
+    rows = []
+    for product in [*([ALL] if len(products) > 1 else []), *products]:
+        for defect_type in [*([ALL] if len(defect_types) > 1 else []), *defect_types]:
+            if has_test:
+                rows.append(Comparison(None, product, defect_type, "test"))
+            rows.append(Comparison(None, product, defect_type, "normal"))
+            rows += [Comparison(run, product, defect_type, what) for run in runs for what in (*MODES, "mix")]
+    return rows
+
+
+RealFeatures = Mapping[tuple[str, str, str], Features]
+"""(split, product, defect type or normal) -> features (N, D)."""
+
+
+def gather_real(
+    real: RealFeatures, split: str, cells: Sequence[tuple[str, str]], *, normals: bool = False
+) -> Features:
+    """The real features of some cells, or of the normals of their products."""
+    wanted = sorted({(p, NORMAL) for p, _ in cells}) if normals else cells
+    found = [real[split, *cell] for cell in wanted if (split, *cell) in real]
+    return np.concatenate(found) if found else np.empty((0, 1), np.float32)
+
+
+def measure(
+    row: Comparison, images: Features, train: Features, test: Features, config: DistanceConfig, seed: int
+) -> Distance | None:
+    """Computes a row; None where there are fewer than two images on a side.
+
+    Args:
+        row: what it is.
+        images: features of the samples, or of a floor's images, (N, D).
+        train, test: features of the real defects.
+        config: the recipe's.
+        seed: of KID's subsets.
+    """
+    if min(len(images), len(train)) < 2:
+        return None
+    kid = kernel_distance(images, train, config.kid_subsets, config.kid_subset_size, seed)
+    enough = min(len(images), len(train)) > config.neighbours
+    found = precision_recall(train, images, config.neighbours) if enough else None
+    has_limit = len(test) > 0 and row.what != "test"
+    return Distance(
+        **row._asdict(),
+        num_images=len(images),
+        num_real=len(train),
+        frechet=frechet_distance(images, train),
+        kid=kid.mean,
+        kid_std=kid.std,
+        precision=found.precision if found else None,
+        recall=found.recall if found else None,
+        copy_rate=copy_rate(images, train, test, config.copy_quantile) if has_limit else None,
+    )

@@ -1,0 +1,227 @@
+"""The evaluation from config to report: check, choose, measure, write."""
+
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from raygen import storage
+from raygen.config import check_writable, refuse_lost_places
+from raygen.errors import UserError
+from raygen.evaluate.config import EvaluateConfig
+from raygen.evaluate.distances import Comparison, Distance, plan_comparisons
+from raygen.evaluate.downstream import Fit, FitResult, plan_fits
+from raygen.evaluate.real import RealSet, count_cells
+from raygen.evaluate.report import Metrics, RunSummary, render, sum_fits, verdict
+from raygen.evaluate.samples import Cell, Chosen, choose_samples
+from raygen.records import MODES, NORMAL
+from raygen.show import duration
+
+METRICS, SCHEMA, REPORT = "metrics.json", "metrics.schema.json", "report.html"
+_FEW_PHOTOS = 15  # of a cell of the test split: one is more than 6 points of its error
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a config asks for, found and checked."""
+
+    config: EvaluateConfig
+    real: RealSet
+    chosen: Mapping[str, Chosen]  # by the run's name
+    image_size: int  # the samples'
+    channels: int
+
+    @classmethod
+    def prepare(cls, config: EvaluateConfig) -> "Evaluation":
+        """Reads the defect set's listing and the runs' manifests; writes nothing.
+
+        Raises:
+            UserError: something is missing, does not fit together, or has been learned from that was held out.
+        """
+        real = RealSet.read(config)
+        chosen = {
+            name: choose_samples(name, uri, _wanted(config, name, real), config.only_accepted, config.seed)
+            for name, uri in config.runs.items()
+        }
+        sizes = {(one.run.image_size, one.run.channels) for one in chosen.values()}
+        if len(sizes) > 1:
+            told = ", ".join(
+                f"{name}: {one.run.image_size} px × {one.run.channels}" for name, one in chosen.items()
+            )
+            raise UserError(f"runs: made by models of different sizes ({told}); evaluate them one by one")
+        evaluation = cls(config, real, chosen, *sizes.pop())
+        if evaluation.fits:
+            real.check_held_out()
+        evaluation._refuse_leaks()
+        return evaluation
+
+    def _refuse_leaks(self) -> None:
+        """Raises UserError where samples were made of photos that are to judge them."""
+        for name, one in self.chosen.items():
+            samples = [sample for cell in one.cells.values() for sample in cell]
+            what = "references"
+            leaks = self.real.leaked_references({s.reference_uri for s in samples if s.reference_uri})
+            if not leaks and name in self.config.downstream_runs:
+                what = "normals"
+                leaks = self.real.leaked_normals({s.normal_sha256: s.normal_uri for s in samples})
+            if leaks:
+                raise UserError(
+                    f"runs.{name}: {len(leaks)} of its {what} are held-out photos, such as {leaks[0]}; they would "
+                    "be judged by what they were made of: train and generate from the split train alone"
+                )
+
+    @cached_property
+    def comparisons(self) -> list[Comparison]:
+        """The rows of the distance table."""
+        if not self.config.distance_runs:
+            return []
+        has_test = any(photo.defect_type != NORMAL for photo in self.real.test)
+        return plan_comparisons(
+            self.config.distance_runs, self.real.products, self.real.defect_types, has_test
+        )
+
+    @cached_property
+    def fits(self) -> list[Fit]:
+        """The trainings of classifiers."""
+        return plan_fits(self.config.downstream, self.config.downstream_runs, self.real.products)
+
+    def describe(self, say: Callable[[str], None]) -> None:
+        """Says what there is and what is to do."""
+        for split, photos in self.real.splits.items():
+            cells = ", ".join(f"{'/'.join(cell)} {count}" for cell, count in count_cells(photos).items())
+            say(f"{split}: {cells or 'no photos'}")
+        for name, one in self.chosen.items():
+            cells = ", ".join(
+                f"{'/'.join(cell)} {len(samples)}" for cell, samples in sorted(one.cells.items())
+            )
+            say(f"{name}: {cells}")
+        channels = f"{self.channels} channel{'s' * (self.channels > 1)}"
+        say(
+            f"{self.image_size} px, {channels}; {len(self.comparisons)} distances to measure, "
+            f"{len(self.fits)} classifiers to train"
+        )
+
+    def caveats(self) -> list[str]:
+        """What a reader of the figures must know of the data."""
+        found = [
+            f"All images were brought to the samples' {self.image_size} px, {self.channels} channel(s) first; at "
+            "another size other figures would come out.",
+            "Distances between sets of different sizes are not comparable as such: a Fréchet distance grows as "
+            "sets shrink. Compare rows with like numbers, and the kernel distance first.",
+        ]
+        if self.config.features.extractor != "inception":
+            found.append("The distances are not FID and KID: their features are another network's.")
+        test = count_cells(self.real.test)
+        few = [f"{'/'.join(cell)} {count}" for cell, count in test.items() if count < _FEW_PHOTOS]
+        if few:
+            found.append(
+                f"Few test photos: {', '.join(few)}; one of them moves its cell's error by many points."
+            )
+        if not any(kind != NORMAL for _, kind in test):
+            found.append("No defects are held out: there is no floor, and copies cannot be counted.")
+        if len({one.run.checkpoint for one in self.chosen.values()}) == 1:
+            found.append("One checkpoint, one training: another seed of the training may do better or worse.")
+        return found
+
+
+def _wanted(config: EvaluateConfig, name: str, real: RealSet) -> dict[Cell, int]:
+    """How many samples of each cell a run is asked for."""
+    measured = config.distances.samples_per_cell if name in config.distance_runs else 0
+    learned = max(config.downstream.sizes) if name in config.downstream_runs else 0
+    wanted: dict[Cell, int] = {}
+    for product, defect_type, mode in itertools.product(real.products, real.defect_types, MODES):
+        by_source = config.downstream.cross_domain and mode == "reference"
+        fill = learned * len(real.products) if by_source else learned  # about as many from each product
+        wanted[product, defect_type, mode] = max(measured, fill)
+    return wanted
+
+
+def evaluate(config: EvaluateConfig, say: Callable[[str], None] = print) -> Metrics:
+    """Evaluates runs as a config asks for; goes on where an earlier attempt ended.
+
+    Args:
+        config: the recipe.
+        say: takes each line for the user.
+
+    Returns:
+        What stands in metrics.json.
+
+    Raises:
+        UserError: a wrong config, defect set, run or output, or a package or weights that are missing.
+    """
+    from raygen.evaluate.work import Work  # torch
+
+    started = time.monotonic()
+    refuse_lost_places({"defects": config.defects, "output": config.output, **config.runs})
+    evaluation = Evaluation.prepare(config)
+    work = Work(evaluation, say)
+    check_writable(config.output)
+    evaluation.describe(say)
+
+    from raygen.on_ray import connected
+
+    with connected():
+        distances = work.measure_distances()
+        results = work.train_classifiers()
+        sheets = work.sheets()
+    metrics = _sum_up(evaluation, work.names, distances, results)
+    for name, text in (
+        (METRICS, metrics.model_dump_json(indent=1)),
+        (SCHEMA, json.dumps(Metrics.model_json_schema(), indent=1)),
+        (REPORT, render(metrics, sheets)),
+    ):
+        storage.put(storage.join(config.output, name), text.encode())
+    for line in metrics.verdict:
+        say(line)
+    say(f"done in {duration(time.monotonic() - started)}; look at {storage.join(config.output, REPORT)}")
+    return metrics
+
+
+def dry_run(config: EvaluateConfig, say: Callable[[str], None] = print) -> None:
+    """Says what `evaluate` would do and how long it would take on cores like this machine's; writes nothing."""
+    from raygen.evaluate.work import Work
+
+    evaluation = Evaluation.prepare(config)
+    say(config.model_dump_json(indent=2))
+    evaluation.describe(say)
+    extracting, training = Work(evaluation, say).price()
+    cores = os.cpu_count() or 1
+    times = f"features take about {duration(extracting)}, classifiers {duration(training)}"
+    say(f"{times} of one core of this machine,")
+    say(f"so all take {duration((extracting + training) / cores)} of {cores} such cores")
+
+
+def _sum_up(
+    evaluation: Evaluation, names: dict[str, str], distances: list[Distance], results: list[FitResult]
+) -> Metrics:
+    downstream = sum_fits(results)
+    return Metrics(
+        names=names,
+        products=evaluation.real.products,
+        defect_types=evaluation.real.defect_types,
+        photos={
+            split: {"/".join(cell): count for cell, count in count_cells(photos).items()}
+            for split, photos in evaluation.real.splits.items()
+        },
+        runs={
+            name: RunSummary(
+                uri=one.uri,
+                run_id=one.run.run_id,
+                checkpoint=one.run.checkpoint,
+                image_size=one.run.image_size,
+                channels=one.run.channels,
+                num_samples=one.manifest.num_samples,
+                chosen={"/".join(cell): len(samples) for cell, samples in sorted(one.cells.items())},
+                refused=sum(cell.kept for cell in one.manifest.cells),
+            )
+            for name, one in evaluation.chosen.items()
+        },
+        distances=tuple(distances),
+        downstream=downstream,
+        verdict=tuple(verdict(distances, downstream, names)),
+        caveats=tuple(evaluation.caveats()),
+        settings=evaluation.config.settings(),
+    )

@@ -1,0 +1,164 @@
+"""Distances between sets of images, as pure functions of their features: float arrays (N, D), one row an
+image."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Features = NDArray[np.floating]
+
+
+class KernelDistance(NamedTuple):
+    """A block estimate: mean and standard deviation over the subsets."""
+
+    mean: float
+    std: float
+
+
+class PrecisionRecall(NamedTuple):
+    """Both 0..1."""
+
+    precision: float  # share of the generated ones that lie among the real ones: are they real?
+    recall: float  # share of the real ones that lie among the generated ones: are they diverse?
+
+
+class ClusteredDistance(NamedTuple):
+    """Mean pairwise distance within clusters."""
+
+    mean: float  # clusters of at most one image count 0
+    mean_of_nonempty: float  # without those; NaN if all are so
+
+
+def frechet_distance(x: Features, y: Features) -> float:
+    """The Fréchet distance of the Gaussians fitted to two sets (Heusel et al. 2017; FID on Inception's
+    features).
+
+    |μx − μy|² + tr(Σx + Σy − 2 (Σx Σy)^½). The trace of the root is the sum of the singular values of R_x R_yᵀ,
+    with Σ = RᵀR: no covariance is formed and no root of a singular matrix drawn, so that sets smaller than D do
+    no harm to the arithmetic. (They do bias the distance upwards: compare only sets of equal sizes.)
+
+    Args:
+        x, y: features (N, D) and (M, D), at least two rows each.
+
+    Returns:
+        At least 0.
+    """
+    if min(len(x), len(y)) < 2:
+        raise ValueError("a Fréchet distance wants at least two images on either side")
+    mean_x, root_x = _gaussian(x)
+    mean_y, root_y = _gaussian(y)
+    traces = np.square(root_x).sum() + np.square(root_y).sum()
+    cross = np.linalg.svd(root_x @ root_y.T, compute_uv=False).sum()
+    return max(0.0, float(np.square(mean_x - mean_y).sum() + traces - 2 * cross))
+
+
+def _gaussian(x: Features) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean (D,) and R (min(N, D), D) with RᵀR = the unbiased covariance."""
+    x = np.asarray(x, np.float64)
+    mean = x.mean(axis=0)
+    centred = (x - mean) / np.sqrt(len(x) - 1)
+    if len(x) > x.shape[1]:
+        centred = np.asarray(np.linalg.qr(centred, mode="r"))
+    return mean, centred
+
+
+def kernel_distance(
+    x: Features, y: Features, num_subsets: int = 100, subset_size: int = 1000, seed: int = 0
+) -> KernelDistance:
+    """The squared maximum mean discrepancy with the kernel (x·y / D + 1)³, unbiased (Bińkowski et al. 2018; KID
+    on Inception's features): its expectation is 0 for two sets from one distribution, and it may be below.
+
+    Args:
+        x, y: features (N, D) and (M, D), at least two rows each.
+        num_subsets: blocks drawn from either side, without replacement within a block.
+        subset_size: of a block, at most; never more than the smaller set.
+        seed: of the draws.
+    """
+    size = min(subset_size, len(x), len(y))
+    if size < 2:
+        raise ValueError("a kernel distance wants at least two images on either side")
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    random = np.random.RandomState(
+        seed
+    )  # torch-fidelity's, drawn in its order: the same subsets, the same figures
+    values = []
+    for _ in range(num_subsets):
+        a, b = (some[random.choice(len(some), size, replace=False)] for some in (x, y))
+        within = _kernel(a, a), _kernel(b, b)
+        between = _kernel(a, b).mean()
+        values.append(sum((k.sum() - np.trace(k)) / (size * (size - 1)) for k in within) - 2 * between)
+    return KernelDistance(float(np.mean(values)), float(np.std(values)))
+
+
+def _kernel(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def precision_recall(real: Features, fake: Features, neighbours: int = 3) -> PrecisionRecall:
+    """Improved precision and recall (Kynkäänniemi et al. 2019): an image lies among those of a set if, for one
+    of them, it is no farther away than that one's k-th nearest neighbour in its own set.
+
+    Args:
+        real, fake: features (N, D) and (M, D), more than `neighbours` rows each.
+        neighbours: k.
+    """
+    if min(len(real), len(fake)) <= neighbours:
+        raise ValueError(f"precision and recall with k = {neighbours} want more images on either side")
+
+    def share_among(x: Features, y: Features) -> float:
+        radius = np.concatenate(
+            [np.partition(d, neighbours, axis=1)[:, neighbours] for d in _distances(y, y)]
+        )
+        inside = [(d <= radius).any(axis=1) for d in _distances(x, y)]
+        return float(np.concatenate(inside).mean())
+
+    return PrecisionRecall(share_among(fake, real), share_among(real, fake))
+
+
+def nearest_distances(x: Features, y: Features) -> NDArray[np.float64]:
+    """The Euclidean distance of each row of x, (N, D), to the nearest of y, (M, D): (N,)."""
+    return np.sqrt(np.concatenate([d.min(axis=1) for d in _distances(x, y)]))
+
+
+def copy_rate(fake: Features, train: Features, held_out: Features, quantile: float = 0.05) -> float:
+    """The share of the generated images that are as close to a training image as copies are: closer than all
+    but a `quantile` of the real images that were held out. Without copying it is about `quantile`, or less.
+
+    Args:
+        fake, train, held_out: features (N, D), (M, D), (K, D); no set empty.
+    """
+    limit = np.quantile(nearest_distances(held_out, train), quantile)
+    return float((nearest_distances(fake, train) < limit).mean())
+
+
+def clustered_distance(fake: Features, real: Features, max_cluster: int = 200) -> ClusteredDistance:
+    """Clustered LPIPS (Ojha et al. 2021, as DFM-GAN uses it) on vectors whose *squared* Euclidean distance is
+    the perceptual one: every generated image joins the nearest real one; the mean pairwise distance in each
+    cluster is averaged over the clusters. Copies of the real images, however many, score 0.
+
+    Args:
+        fake, real: vectors (N, D) and (M, D).
+        max_cluster: only the first so many of a cluster count.
+    """
+    cluster = np.concatenate([d.argmin(axis=1) for d in _distances(fake, real)])
+    means = []
+    for centre in range(len(real)):
+        members = fake[cluster == centre][:max_cluster]
+        count = len(members)
+        total = sum(float(d.sum()) for d in _distances(members, members)) if count > 1 else 0.0
+        means.append(total / (count * (count - 1)) if count > 1 else np.nan)
+    zeroed = np.nan_to_num(means)
+    nonempty = float(np.nanmean(means)) if not np.isnan(means).all() else float("nan")
+    return ClusteredDistance(float(zeroed.mean()), nonempty)
+
+
+def _distances(x: Features, y: Features, rows: int = 1024) -> Iterator[NDArray[np.float64]]:
+    """Squared Euclidean distances, (some rows of x, M), block by block: memory does not grow with N."""
+    y = np.asarray(y)
+    norms = np.square(y, dtype=np.float64).sum(axis=1)
+    for start in range(0, len(x), rows):
+        some = np.asarray(x[start : start + rows])
+        own = np.square(some, dtype=np.float64).sum(axis=1)
+        yield np.maximum(own[:, None] + norms - 2 * (some @ y.T).astype(np.float64), 0)

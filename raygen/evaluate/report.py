@@ -1,0 +1,263 @@
+"""What an evaluation found: metrics.json for programs, one self-contained HTML page for people."""
+
+import base64
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from raygen.evaluate.distances import ALL, Distance
+from raygen.evaluate.downstream import Fit, FitResult
+
+SCHEMA_VERSION = 1
+
+
+class RunSummary(BaseModel):
+    """A run that was looked at."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    uri: str
+    run_id: str
+    checkpoint: str  # digest
+    image_size: int
+    channels: int
+    num_samples: int  # of the whole run
+    chosen: dict[str, int]  # product/type/mode -> samples looked at
+    refused: int  # samples kept below the run's gate
+
+
+class Downstream(BaseModel):
+    """One comparison's classifiers: the same but for their seeds. Errors are shares in [0, 1]."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scope: str  # ALL, or a product
+    condition: str
+    run: str | None
+    source: str | None  # cross-domain: the product whose references guide
+    size: int  # images of each product and class
+    errors: tuple[float, ...]  # one a seed: mean over the cells of the test split
+    mean: float
+    std: float  # over the seeds, unbiased; 0 for one
+    plain_mean: float  # of the error over all test photos
+    confusion: tuple[tuple[int, ...], ...]  # summed over the seeds
+    num_real: int
+    num_synthetic: int
+
+
+class Metrics(BaseModel):
+    """metrics.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    names: dict[str, str]  # what the distances are called, for their networks: frechet, kid, clustered
+    products: tuple[str, ...]
+    defect_types: tuple[str, ...]
+    photos: dict[str, dict[str, int]]  # split -> product/type -> real photos
+    runs: dict[str, RunSummary]
+    distances: tuple[Distance, ...]
+    downstream: tuple[Downstream, ...]
+    verdict: tuple[str, ...]
+    caveats: tuple[str, ...]
+    settings: dict[str, Any]
+
+
+def sum_fits(results: Iterable[FitResult]) -> tuple[Downstream, ...]:
+    """One entry for each comparison, in their order."""
+    groups: dict[Fit, list[FitResult]] = {}
+    for result in results:
+        groups.setdefault(result.fit.model_copy(update={"seed": 0}), []).append(result)
+    return tuple(_sum_group(fit, group) for fit, group in groups.items())
+
+
+def _sum_group(fit: Fit, group: Sequence[FitResult]) -> Downstream:
+    errors = [result.error for result in group]
+    return Downstream(
+        **fit.model_dump(exclude={"seed"}),
+        errors=tuple(errors),
+        mean=float(np.mean(errors)),
+        std=float(np.std(errors, ddof=1)) if len(errors) > 1 else 0.0,
+        plain_mean=float(np.mean([result.plain_error for result in group])),
+        confusion=tuple(map(tuple, np.sum([result.confusion for result in group], axis=0).tolist())),
+        num_real=group[0].num_real,
+        num_synthetic=group[0].num_synthetic,
+    )
+
+
+# -------------------------------------------------------------------------------- the verdict
+
+
+def verdict(
+    distances: Sequence[Distance], downstream: Sequence[Downstream], names: Mapping[str, str]
+) -> list[str]:
+    """What the figures say, a line each, good or bad, beside the paper's own gains."""
+    lines = []
+    mixes = [row for row in distances if (row.product, row.defect_type, row.what) == (ALL, ALL, "mix")]
+    mixes = mixes or [row for row in distances if row.what == "mix"]  # of one product or one type alone
+    for other in mixes[1:]:
+        ours = mixes[0]
+        if (other.product, other.defect_type) == (ours.product, ours.defect_type):
+            lines.append(
+                f"Distance of the mix, all products: {names['frechet']} {ours.frechet:.2f} of {ours.run} against "
+                f"{other.frechet:.2f} of {other.run}: {_change(ours.frechet, other.frechet)}; {names['kid']} "
+                f"{ours.kid:.4f} against {other.kid:.4f}: {_change(ours.kid, other.kid)}. "
+                "(The paper on SDI, DT-GAN against StarGAN v2: FID −21 %, KID −31 %.)"
+            )
+    floor = next((row for row in distances if row.what == "test"), None)
+    if floor and mixes:
+        lines.append(
+            f"The floor, held-out real defects, is {names['kid']} {floor.kid:.4f}; {mixes[0].run}'s mix has "
+            f"{mixes[0].kid:.4f}."
+        )
+    for row in downstream:
+        if row.run is None or row.source is not None:
+            continue
+        for base in downstream:
+            if (base.condition, base.scope, base.size) == ("trad-aug", row.scope, row.size):
+                lines.append(_compare(row, base))
+    return lines
+
+
+def _compare(row: Downstream, base: Downstream) -> str:
+    difference = row.mean - base.mean
+    spread = math.sqrt(row.std**2 / len(row.errors) + base.std**2 / len(base.errors))
+    word = "lower" if difference < 0 else "higher"
+    errors = f"{abs(difference) / spread:.1f} standard errors" if spread else "no spread"
+    strength = "" if spread and abs(difference) > 2 * spread else "; too little to tell"
+    scope = "all products" if row.scope == ALL else row.scope
+    line = (
+        f"{row.run}, {row.condition}, {scope}, {row.size} a cell: error {_percent(row.mean)} against "
+        f"{_percent(base.mean)} with traditional augmentation alone: {_change(row.mean, base.mean)}, {word} by "
+        f"{errors}{strength}."
+    )
+    return line + (" (The paper on SDI: −18 %.)" if row.scope == ALL and row.condition == "mix" else "")
+
+
+def _change(value: float, base: float) -> str:
+    """`−18 %`"""
+    return f"{100 * (value - base) / base:+.0f} %".replace("-", "−") if base > 0 else "no base"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+# -------------------------------------------------------------------------------- the page
+
+
+def render(metrics: Metrics, sheets: Mapping[str, bytes]) -> str:
+    """The page, self-contained: tables, plots, sheets (name -> PNG), settings."""
+    from jinja2 import Environment
+
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(percent=_percent, embed=_embed)
+    template = environment.from_string(files("raygen.evaluate").joinpath("report.html.j2").read_text("utf-8"))
+    return template.render(
+        m=metrics,
+        errors=_error_table(metrics.downstream),
+        plots={name: figure for name, figure in _plots(metrics).items() if figure},
+        sheets=sheets,
+        settings=json.dumps(metrics.settings, indent=2, ensure_ascii=False),
+    )
+
+
+def _embed(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def condition_name(row: Downstream) -> str:
+    """`Trad-Aug`, `ours: Mix`, `ours: vA`"""
+    if row.run is None:
+        return {"no-aug": "No-Aug", "trad-aug": "Trad-Aug"}[row.condition]
+    what = f"v{'ABC' if row.source == ALL else row.source}" if row.source else row.condition.capitalize()
+    return f"{row.run}: {what}"
+
+
+class _Table(BaseModel):
+    """Tables 2, 3 and 8: a row for each scope and size, a column for each condition."""
+
+    columns: list[str]
+    rows: list[tuple[str, int, dict[str, Downstream]]]
+
+
+def _error_table(downstream: Sequence[Downstream]) -> _Table:
+    columns = list(dict.fromkeys(map(condition_name, downstream)))
+    rows: dict[tuple[str, int], dict[str, Downstream]] = {}
+    for row in downstream:
+        rows.setdefault((row.scope, row.size), {})[condition_name(row)] = row
+    return _Table(columns=columns, rows=[(scope, size, cells) for (scope, size), cells in rows.items()])
+
+
+def _plots(metrics: Metrics) -> dict[str, bytes | None]:
+    return {
+        "Error by condition and size": _plot_errors(metrics),
+        f"{metrics.names['kid']} by cell": _plot_distances(metrics),
+    }
+
+
+def _plot_errors(metrics: Metrics) -> bytes | None:
+    """Error against data set size, with the standard deviation over the seeds."""
+    if not metrics.downstream:
+        return None
+    scopes = list(dict.fromkeys(row.scope for row in metrics.downstream))
+    figure, axes = _figure(len(scopes))
+    for axis, scope in zip(axes, scopes, strict=True):
+        rows = [row for row in metrics.downstream if row.scope == scope]
+        names = list(dict.fromkeys(map(condition_name, rows)))
+        for offset, name in enumerate(names):
+            own = [row for row in rows if condition_name(row) == name]
+            sizes = [
+                row.size * (1 + 0.02 * (offset - len(names) / 2)) for row in own
+            ]  # so that bars do not hide
+            axis.errorbar(
+                sizes,
+                [100 * row.mean for row in own],
+                [100 * row.std for row in own],
+                marker="o",
+                capsize=3,
+                label=name,
+            )
+        axis.set(title=scope, xlabel="images of each product and class", ylabel="error (%)")
+        axis.set_ylim(bottom=0)
+    axes[0].legend(fontsize=8)
+    return _png(figure)
+
+
+def _plot_distances(metrics: Metrics) -> bytes | None:
+    """The kernel distance of every cell, with the standard deviation over subsets."""
+    products = list(dict.fromkeys(row.product for row in metrics.distances if row.defect_type == ALL))
+    products = products or list(dict.fromkeys(row.product for row in metrics.distances))
+    if not products:
+        return None
+    figure, axes = _figure(len(products))
+    for axis, product in zip(axes, products, strict=True):
+        kinds = {row.defect_type for row in metrics.distances if row.product == product}
+        kind = ALL if ALL in kinds else min(kinds)
+        rows = [row for row in metrics.distances if (row.product, row.defect_type) == (product, kind)]
+        labels = [f"{row.run}: {row.what}" if row.run else f"real: {row.what}" for row in rows]
+        colours = ["#999999" if row.run is None else "#2a6f97" for row in rows]
+        axis.barh(labels, [row.kid for row in rows], xerr=[row.kid_std for row in rows], color=colours)
+        axis.invert_yaxis()
+        axis.set(title=product, xlabel=metrics.names["kid"])
+    return _png(figure)
+
+
+def _figure(columns: int) -> tuple[Any, list[Any]]:
+    from matplotlib.figure import Figure  # not pyplot: no state, no display
+
+    figure = Figure(figsize=(4.2 * columns, 3.8), layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    return figure, list(axes)
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()

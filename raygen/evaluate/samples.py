@@ -1,0 +1,147 @@
+"""The synthetic side: which samples of a run are looked at, and their pixels."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from raygen import images, storage
+from raygen.data.runs import Manifest, Run, ShardStats, read_columns, read_manifest, read_run, read_shard
+from raygen.errors import UserError
+from raygen.records import Mode, digest
+
+_COLUMNS = (
+    "sample_id", "normal_uri", "normal_sha256", "product", "defect_type", "mode", "reference_uri", "accepted",
+)  # fmt: skip
+
+Cell = tuple[str, str, Mode]
+"""Product, defect type, mode."""
+
+
+class Sample(NamedTuple):
+    """A sample of a run, without its pixels."""
+
+    sample_id: str
+    normal_uri: str
+    normal_sha256: str
+    product: str
+    defect_type: str
+    mode: Mode
+    reference_uri: str | None
+    shard: int
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The samples of a run that an evaluation looks at: of each cell as many as are wanted, or all there are."""
+
+    name: str
+    uri: str
+    run: Run
+    manifest: Manifest
+    cells: Mapping[Cell, Sequence[Sample]]  # each in an order of its own that is as good as random
+
+    @property
+    def shards(self) -> list[ShardStats]:
+        """Those that hold the chosen samples."""
+        numbers = {sample.shard for cell in self.cells.values() for sample in cell}
+        return [shard for shard in self.manifest.shards if shard.shard in numbers]
+
+    def take(self, cell: tuple[str, str], mode: Mode | Literal["mix"], count: int) -> list[Sample]:
+        """The first samples of a product and defect type: of one mode or, for "mix", half of either."""
+        shares: dict[Mode, int]
+        shares = {"latent": count // 2, "reference": count - count // 2} if mode == "mix" else {mode: count}
+        return [sample for of, share in shares.items() for sample in self.cells.get((*cell, of), ())[:share]]
+
+
+def choose_samples(
+    name: str,
+    uri: str,
+    wanted: Mapping[Cell, int],
+    only_accepted: bool,
+    seed: int,
+) -> Chosen:
+    """Chooses samples of a complete run, by whole shards in an order that `seed` shuffles: of a run of millions
+    it reads the columns of a few shards, never all.
+
+    Args:
+        name: the run's name in the recipe.
+        uri: its folder.
+        wanted: how many of each cell, at most.
+        only_accepted: leave out what the gate refused.
+        seed: of the order.
+
+    Raises:
+        UserError: no complete run there, or one that has no sample of any wanted cell.
+    """
+    run, manifest = read_run(uri), read_manifest(uri)
+    if run is None or manifest is None:
+        state = "an incomplete run" if run else "no run"
+        raise UserError(
+            f"runs.{name} = {uri}: {state} there; name a folder that `raygen generate` has completed"
+        )
+    chosen: dict[Cell, list[Sample]] = {cell: [] for cell in wanted}
+    for shard in sorted(manifest.shards, key=lambda shard: digest(seed, shard.sha256)):
+        short = {cell for cell, samples in chosen.items() if len(samples) < wanted[cell]}
+        if not short:
+            break
+        if any(stats.cell in short and stats.accepted + stats.kept for stats in shard.cells):
+            for sample in _list_samples(uri, shard, only_accepted):
+                cell = (sample.product, sample.defect_type, sample.mode)
+                if cell in short:
+                    chosen[cell].append(sample)
+    cells = {
+        cell: sorted(samples, key=lambda sample: digest(seed, sample.sample_id))[: wanted[cell]]
+        for cell, samples in chosen.items()
+        if samples
+    }
+    if not cells:
+        raise UserError(
+            f"runs.{name} = {uri}: no samples of {', '.join(sorted({'/'.join(cell[:2]) for cell in wanted}))}; "
+            "it was made for other products or defect types than the defect set's"
+        )
+    return Chosen(name, uri, run, manifest, cells)
+
+
+def _list_samples(uri: str, shard: ShardStats, only_accepted: bool) -> Iterable[Sample]:
+    for row in read_columns(uri, shard, _COLUMNS).to_pylist():
+        accepted = row.pop("accepted")
+        if accepted or not only_accepted:
+            yield Sample(shard=shard.shard, **row)
+
+
+def read_pixels(
+    uri: str, shard: ShardStats, wanted: Collection[str] | None, image_size: int, channels: int
+) -> tuple[list[str], np.ndarray]:
+    """The pixels of samples of a shard: what the model made, of full-size photographs the window.
+
+    Args:
+        uri: the run folder.
+        shard: the shard.
+        wanted: sample ids of this shard; None for all.
+        image_size, channels: the model's.
+
+    Returns:
+        Sample ids, and uint8 (N, image_size, image_size, channels), in the shard's order.
+
+    Raises:
+        UserError: files of the run are gone.
+    """
+    try:
+        rows = read_shard(uri, shard).select(["sample_id", "window_x", "window_y", "window_size", "image"])
+    except storage.ObjectMissingError as missing:
+        raise UserError(
+            f"{missing}: gone; `raygen verify {uri}` says what else is, and how to mend it"
+        ) from None
+    if wanted is not None:
+        rows = rows.take(
+            pa.array([i for i, name in enumerate(rows["sample_id"].to_pylist()) if name in wanted])
+        )
+    pixels = np.empty((rows.num_rows, image_size, image_size, channels), np.uint8)
+    for index, row in enumerate(rows.to_pylist()):
+        x, y, size = row["window_x"], row["window_y"], row["window_size"]
+        photo = images.decode_photo(row["image"]["bytes"], max_pixels=2**31)
+        pixels[index] = images.resize_window(photo, (x, y, x + size, y + size), image_size, channels)
+    return rows["sample_id"].to_pylist(), pixels

@@ -1,0 +1,128 @@
+"""A whole evaluation on a real Ray, S3 to S3: figures, report, and going on where it stopped."""
+
+import json
+from typing import Any
+
+import jsonschema
+import pytest
+from factories import write_run, write_split_set
+
+from raygen import storage
+from raygen.demo import CHECKPOINT
+from raygen.errors import UserError
+from raygen.evaluate import on_ray
+from raygen.evaluate.config import EvaluateConfig
+from raygen.evaluate.job import METRICS, REPORT, SCHEMA, evaluate
+from raygen.evaluate.report import Metrics
+from raygen.generate.config import GenerateConfig
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def config_of(s3_uri: str, **changes: Any) -> EvaluateConfig:
+    values: dict[str, Any] = {
+        "defects": f"{s3_uri}/set",
+        "output": f"{s3_uri}/report",
+        "runs": {"ours": f"{s3_uri}/run", "tar": f"{s3_uri}/tar"},
+        "distances": {"samples_per_cell": 6, "kid_subsets": 5, "cluster_samples": 4},
+        "downstream": {
+            "runs": ["ours"],
+            "conditions": ["trad-aug", "mix"],
+            "sizes": [6],
+            "single_products": False,
+            "seeds": 2,
+            "input_size": 32,
+            "frozen_blocks": 15,
+            "epochs": 1,
+            "batch": 16,
+        },
+        "compute": {"gpus_per_actor": 0},
+        **changes,
+    }
+    return EvaluateConfig(**values)
+
+
+def write_pool_of(s3_uri: str) -> str:
+    """A manifest of the set's training normals."""
+    rows = ["uri,product"]
+    for entry in storage.list_files(f"{s3_uri}/set"):
+        *_, product, kind, name = entry.uri.split("/")
+        if kind == "normal" and name.startswith("train"):
+            rows.append(f"{entry.uri},{product}")
+    storage.put(f"{s3_uri}/pool.csv", "\n".join(rows).encode())
+    return f"{s3_uri}/pool.csv"
+
+
+@pytest.mark.slow
+def test_an_evaluation_from_runs_to_report_and_again(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_split_set(f"{s3_uri}/set", {"train": (6, 5), "val": (2, 2), "test": (4, 3)})
+    pool = write_pool_of(s3_uri)
+    for name, layout in (("run", "parquet"), ("tar", "webdataset")):
+        write_run(
+            GenerateConfig(
+                pool=pool,
+                output=f"{s3_uri}/{name}",
+                checkpoint=CHECKPOINT,
+                normals_per_shard=5,
+                layout=layout,  # type: ignore[arg-type]
+            )
+        )
+    lines: list[str] = []
+    metrics = evaluate(config_of(s3_uri), lines.append)
+
+    # Every row of the tables is there, and the same samples have the same distances whatever their layout.
+    assert len(metrics.distances) == 4 * 3 * (2 + 2 * 3)
+    rows = {(d.run, d.product, d.defect_type, d.what): d for d in metrics.distances}
+    for (run, *rest), row in rows.items():
+        if run == "ours":
+            twin = rows["tar", *rest]  # type: ignore[index]
+            assert row.model_dump(exclude={"run"}) == twin.model_dump(exclude={"run"})
+    everything = rows["ours", "all", "all", "mix"]
+    assert everything.num_images == 6 * 6
+    assert everything.num_real == 3 * 2 * 5
+    assert rows[None, "woven_fabric", "spots", "test"].num_images == 3
+    assert everything.kid > rows[None, "all", "all", "test"].kid
+    single = rows["ours", "woven_fabric", "spots", "latent"]
+    assert single.clustered is not None
+    assert [(d.condition, len(d.errors)) for d in metrics.downstream] == [("trad-aug", 2), ("mix", 2)]
+    assert metrics.downstream[1].num_synthetic == 3 * 2 * 1
+
+    # What is written is what is returned, keeps its schema, and needs nothing from elsewhere.
+    written = json.loads(storage.read(f"{s3_uri}/report/{METRICS}"))
+    jsonschema.validate(written, json.loads(storage.read(f"{s3_uri}/report/{SCHEMA}")))
+    assert Metrics.model_validate(written) == metrics
+    page = storage.read(f"{s3_uri}/report/{REPORT}").decode()
+    assert "ours: Mix" in page
+    assert "http" not in page.replace("http://127.0.0.1", "")
+
+    # Again: nothing is extracted or trained; with one training lost, that one alone, to the same end.
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("extracted or trained again")
+
+    fits = [entry.uri for entry in storage.list_files(f"{s3_uri}/report/fits")]
+    assert len(fits) == 4
+    with monkeypatch.context() as patch:
+        patch.setattr(on_ray, "fit_classifiers", refuse)
+        patch.setattr(on_ray.ray.data, "from_items", refuse)
+        assert evaluate(config_of(s3_uri), lines.append) == metrics
+    storage.delete(fits[0])
+    again = evaluate(config_of(s3_uri), lines.append)
+    assert again == metrics
+    assert any("4 of 4 classifiers" in line for line in lines)
+
+
+def test_a_sample_that_is_gone_is_one_line(s3_uri: str) -> None:
+    write_split_set(f"{s3_uri}/set", {"train": (3, 3)})
+    pool = write_pool_of(s3_uri)
+    manifest = write_run(
+        GenerateConfig(pool=pool, output=f"{s3_uri}/run", checkpoint=CHECKPOINT, layout="png")
+    )
+    folder = manifest.shards[0].file.removesuffix("/metadata.parquet")
+    image = next(
+        e.uri for e in storage.list_files(f"{s3_uri}/run/{folder}") if not e.uri.endswith("_mask.png")
+    )
+    storage.delete(image)
+    config = config_of(s3_uri, runs={"ours": f"{s3_uri}/run"}, downstream={"runs": [], "conditions": []})
+    with pytest.raises(UserError, match=r"run/shards/00000/.*png: gone; .*`raygen verify") as caught:
+        evaluate(config, lambda line: None)
+    assert "\n" not in str(caught.value)

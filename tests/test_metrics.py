@@ -1,0 +1,170 @@
+"""The metrics equal closed forms, references and what their names promise."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.linalg
+
+from raygen.evaluate.metrics import (
+    clustered_distance,
+    copy_rate,
+    frechet_distance,
+    kernel_distance,
+    nearest_distances,
+    precision_recall,
+)
+
+
+def normal(seed: int, rows: int, columns: int, scale: float = 1.0, shift: float = 0.0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(rows, columns)) * scale + shift
+
+
+# ------------------------------------------------------------------------------------- Fréchet distance
+
+
+def with_moments(mean: np.ndarray, covariance: np.ndarray, rows: int, seed: int) -> np.ndarray:
+    """Features of exactly this mean and covariance."""
+    x = normal(seed, rows, len(mean))
+    x -= x.mean(axis=0)
+    whitened = x @ np.linalg.inv(np.linalg.cholesky(np.cov(x, rowvar=False)).T)
+    return whitened @ np.linalg.cholesky(covariance).T + mean
+
+
+def test_frechet_distance_of_gaussians_in_closed_form() -> None:
+    mean, variances = np.array([1.0, -2.0, 0.5]), (np.array([1.0, 4.0, 9.0]), np.array([4.0, 1.0, 0.25]))
+    x = with_moments(np.zeros(3), np.diag(variances[0]), 50, seed=0)
+    y = with_moments(mean, np.diag(variances[1]), 80, seed=1)
+    expected = np.square(mean).sum() + np.square(np.sqrt(variances[0]) - np.sqrt(variances[1])).sum()
+    assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [((60, 90), 20), ((12, 300), 40), ((10, 15), 64)])
+def test_frechet_distance_agrees_with_the_square_root_of_a_matrix(
+    rows: tuple[int, int], columns: int
+) -> None:
+    """Also for sets smaller than the features, whose covariances are singular."""
+    x, y = (normal(i, n, columns, scale=1 + i, shift=i / 2).astype(np.float32) for i, n in enumerate(rows))
+    covariances = [np.cov(some.astype(np.float64), rowvar=False) for some in (x, y)]
+    root = np.real(np.asarray(scipy.linalg.sqrtm(covariances[0] @ covariances[1])))
+    means = [some.astype(np.float64).mean(axis=0) for some in (x, y)]
+    expected = np.square(means[0] - means[1]).sum() + np.trace(covariances[0] + covariances[1] - 2 * root)
+    assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-4)
+    assert frechet_distance(x, y) == pytest.approx(frechet_distance(y, x), rel=1e-9)
+
+
+def test_a_set_is_at_no_frechet_distance_from_itself() -> None:
+    for rows in (10, 200):
+        x = normal(0, rows, 32)
+        assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
+
+
+# -------------------------------------------------------------------------------------- kernel distance
+
+
+def test_kernel_distance_of_identical_sets_is_about_zero() -> None:
+    x = normal(0, 500, 16)
+    same, other = (
+        kernel_distance(x, y, num_subsets=50, subset_size=200) for y in (x, normal(1, 500, 16, shift=1))
+    )
+    # A little below: an image may be in both blocks, and is nearest to itself.
+    assert -0.01 * other.mean < same.mean <= 0
+
+
+def test_kernel_distance_is_unbiased() -> None:
+    """Over many pairs of sets from one distribution it is 0 on average, whatever the sizes."""
+    values = [
+        kernel_distance(normal(2 * i, 40, 8), normal(2 * i + 1, 60, 8), num_subsets=1).mean
+        for i in range(300)
+    ]
+    assert min(values) < 0 < max(values)
+    assert abs(np.mean(values)) < 4 * np.std(values) / math.sqrt(len(values))
+
+
+def test_kernel_distance_by_hand() -> None:
+    """The whole of both sets as one block: the sums of the definition, term by term."""
+    x, y = normal(0, 7, 5), normal(1, 7, 5, shift=1)
+
+    def k(a: np.ndarray, b: np.ndarray) -> float:
+        return (float(a @ b) / 5 + 1) ** 3
+
+    within = sum(k(s[i], s[j]) for s in (x, y) for i in range(7) for j in range(7) if i != j) / (7 * 6)
+    between = sum(k(a, b) for a in x for b in y) / 49
+    found = kernel_distance(x, y, num_subsets=3, subset_size=1000)
+    assert found.mean == pytest.approx(within - 2 * between, rel=1e-12)
+    assert found.std == pytest.approx(0, abs=1e-12)
+
+
+def test_kernel_distance_grows_with_the_shift_and_repeats() -> None:
+    x = normal(0, 200, 8)
+    near, far = (kernel_distance(x, normal(1, 200, 8, shift=shift), 20, 100, seed=3) for shift in (0.2, 1.0))
+    assert near.mean < far.mean
+    assert kernel_distance(x, normal(1, 200, 8, shift=0.2), 20, 100, seed=3) == near
+    assert kernel_distance(x, normal(1, 200, 8, shift=0.2), 20, 100, seed=4) != near
+
+
+# ------------------------------------------------------------------- precision, recall, copies, clusters
+
+
+def test_precision_and_recall_tell_fidelity_from_diversity() -> None:
+    real = normal(0, 400, 4)
+    same = precision_recall(real, normal(1, 400, 4))
+    assert same.precision > 0.8
+    assert same.recall > 0.8
+    collapsed = precision_recall(real, normal(1, 400, 4, scale=0.1))  # real, but all alike
+    assert collapsed.precision > 0.9
+    assert collapsed.recall < 0.2
+    wild = precision_recall(real, normal(1, 400, 4, scale=5))  # diverse, but not real
+    assert wild.precision < 0.3
+    assert wild.recall > 0.8
+
+
+def test_precision_by_hand() -> None:
+    """On a line, k = 1: real ones at 0, 1 and 10 reach 1, 1 and 9 far."""
+    real, fake = np.array([[0.0], [1.0], [10.0]]), np.array([[2.0], [2.1], [-1.5], [19.0]])
+    found = precision_recall(real, fake, neighbours=1)
+    assert found.precision == pytest.approx(3 / 4)  # 2 (of 1), 2.1 and 19 (of 10); not −1.5
+    assert found.recall == pytest.approx(3 / 3)  # 19 reaches 16.9 far, −1.5 reaches 3.5
+
+
+def test_nearest_distances() -> None:
+    x, y = normal(0, 3000, 6), normal(1, 50, 6)
+    expected = np.linalg.norm(x[:, None] - y[None], axis=2).min(axis=1)
+    np.testing.assert_allclose(nearest_distances(x, y), expected, atol=1e-6)
+
+
+def test_copies_are_counted() -> None:
+    train, held_out = normal(0, 200, 8), normal(1, 200, 8)
+    fresh = normal(2, 1000, 8)
+    copies = train[:100] + normal(3, 100, 8, scale=1e-3)
+    assert copy_rate(fresh, train, held_out) == pytest.approx(0.05, abs=0.04)
+    assert copy_rate(np.concatenate([copies, fresh[:100]]), train, held_out) == pytest.approx(0.52, abs=0.04)
+
+
+def test_clusters_measure_diversity_and_not_copies() -> None:
+    real = normal(0, 10, 12, scale=10)
+    copies = np.repeat(real, 20, axis=0)
+    spread = copies + normal(1, 200, 12)
+    assert clustered_distance(copies, real).mean == pytest.approx(0, abs=1e-6)
+    # Squared distance of two points with unit noise in 12 dimensions: 24.
+    assert clustered_distance(spread, real).mean == pytest.approx(24, rel=0.1)
+
+
+def test_empty_clusters_count_zero() -> None:
+    real = np.array([[0.0, 0.0], [100.0, 0.0]])
+    fake = np.array([[0.0, 1.0], [0.0, -1.0], [100.0, 0.0]])  # the second cluster has but one
+    found = clustered_distance(fake, real)
+    assert found.mean == pytest.approx(4 / 2)
+    assert found.mean_of_nonempty == pytest.approx(4)
+    assert math.isnan(clustered_distance(fake[2:], real).mean_of_nonempty)
+
+
+def test_only_so_many_of_a_cluster_count() -> None:
+    fake = np.array([[0.0], [1.0], [50.0]])
+    assert clustered_distance(fake, np.zeros((1, 1)), max_cluster=2).mean == pytest.approx(1)
+
+
+@pytest.mark.parametrize("measure", [frechet_distance, kernel_distance, precision_recall])
+def test_too_few_images_are_refused(measure) -> None:
+    with pytest.raises(ValueError, match=r"want"):
+        measure(normal(0, 1, 4), normal(1, 50, 4))
