@@ -207,7 +207,8 @@ def run_tasks(
     Raises:
         UserError: that a task raised.
     """
-    task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus)(function)
+    options: Any = {"num_cpus": num_cpus, "num_gpus": num_gpus, "runtime_env": {"env_vars": ALLOCATOR}}
+    task = ray.remote(**options)(function)
     most = 2 * max(1, int(ray.cluster_resources().get("CPU", 1) / num_cpus))
     running: dict[ray.ObjectRef, int] = {}
     todo = iter(enumerate(arguments))

@@ -1,12 +1,12 @@
-"""Do our metrics agree with the packages that own them? With torch-fidelity (FID, KID, precision and recall), lpips
-and timm, on the same features and weights. They need torchvision, hence a folder of their own beside any torch:
+"""Do our metrics agree with the packages that own them? With torch-fidelity (FID, KID, precision and recall),
+lpips and timm, on the same features and weights. They need torchvision, hence a folder of their own:
 
     .venv/bin/pip install --no-deps --target fidelity torch-fidelity==0.4.0 lpips==0.1.4 timm==1.0.31 \\
         torchvision==0.28.0 tqdm && rm -r fidelity/tests
     PYTHONPATH=fidelity .venv/bin/python tests/benchmarks/metrics_agreement.py
 
 Prints theirs, ours and the difference; ends with an error above 1e-4 (relative, or absolute below 1). The weights
-are random ones, made here and loaded by path: the true ones of Inception and AlexNet are their owners' to hand out.
+are random ones, made here and loaded by path: the true ones of Inception and AlexNet are not ours to hand out.
 """
 # pyright: reportMissingImports=false
 
