@@ -2,8 +2,8 @@
 
     python tests/benchmarks/evaluation_memory.py
 
-The runs are made of procedural surfaces by the shipped checkpoint; every sample is looked at. Peak resident memory,
-in MB, is what the kernel says (VmHWM) of the driver and of the largest of its Ray workers. The driver holds the
+The runs are made of procedural surfaces by the shipped checkpoint; every sample is looked at. Peak resident
+memory, in MB, is what the kernel says (VmHWM) of the driver and of its largest Ray worker. The driver holds the
 features of all samples that are looked at (5 kB each), which `samples_per_cell` bounds; never their pixels.
 """
 
