@@ -1,7 +1,8 @@
 """What is shown to a person: durations, sizes, sheets of images."""
 
 import io
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +30,22 @@ def size(num_bytes: float) -> str:
             return f"{num_bytes:.3g} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:.3g} TB"
+
+
+class Counted:
+    """A line now and then: `512 of 4,096 images; what came last`."""
+
+    def __init__(self, say: Callable[[str], None], what: str, total: int) -> None:
+        self.say, self.what, self.total = say, what, total
+        self.count, self.told = 0, time.monotonic()
+
+    def add(self, count: int, detail: str = "") -> None:
+        """Counts; says so at the end, and else every ten seconds."""
+        self.count += count
+        now = time.monotonic()
+        if self.count == self.total or now - self.told > 10:
+            self.told = now
+            self.say(f"{self.count:,} of {self.total:,} {self.what}" + (f"; {detail}" if detail else ""))
 
 
 class Outlined(NamedTuple):

@@ -12,6 +12,7 @@ from torch import nn
 
 from raygen import images
 from raygen.config import load_config
+from raygen.data.defects import Photo
 from raygen.data.runs import read_manifest
 from raygen.demo import CHECKPOINT
 from raygen.errors import UserError
@@ -21,6 +22,7 @@ from raygen.evaluate.distances import ALL, plan_comparisons
 from raygen.evaluate.downstream import DownstreamData, Fit, Photos, Synthetic, assemble, plan_fits, run_fit
 from raygen.evaluate.features import Lite0Features, PerceptualLite0, extract, perceptual_vector
 from raygen.evaluate.job import Evaluation, dry_run
+from raygen.evaluate.learning import Learning
 from raygen.evaluate.packages import Lite0
 from raygen.evaluate.real import RealSet
 from raygen.evaluate.report import Metrics, render, sum_fits, verdict
@@ -86,7 +88,7 @@ def test_a_set_without_held_out_photos_trains_no_classifier(folder: Path, tmp_pa
     write_split_set(str(tmp_path / "set"), {"train": (3, 2)})
     config = config_of(folder, defects=str(tmp_path / "set"))
     with pytest.raises(
-        UserError, match=r"split 'val' has no brushed_metal/normal; name splits in a metadata.csv"
+        UserError, match=r"no photos of brushed_metal/normal to choose a classifier with; lay the set"
     ):
         Evaluation.prepare(config)
     only = DownstreamConfig(conditions=())
@@ -104,8 +106,8 @@ def test_as_many_samples_as_wanted_are_chosen(folder: Path) -> None:
     for cell, samples in chosen.cells.items():
         assert all((s.product, s.defect_type, s.mode) == cell for s in samples)
         assert all((s.reference_uri is None) == (s.mode == "latent") for s in samples)
-    mix = chosen.take((PRODUCTS[0], "spots"), "mix", 3)
-    assert [sample.mode for sample in mix] == ["latent", "reference", "reference"]
+    mix = chosen.take((PRODUCTS[0], "spots"), "mix", 2)
+    assert [sample.mode for sample in mix] == ["latent", "reference"]
     again = choose_samples("ours", str(folder / "run"), wanted, only_accepted=False, seed=0)  # type: ignore[arg-type]
     assert again.cells == chosen.cells
 
@@ -194,10 +196,25 @@ def test_samples_guided_by_held_out_defects_are_refused(
     assert real.product_of_reference("s3://elsewhere/other/spots/1.png") is None
 
 
+def test_photos_of_one_name_in_two_categories_are_two() -> None:
+    """MVTec AD numbers each folder's files from 000."""
+    photos = [
+        Photo(f"s3://b/mvtec/{p}/test/hole/004.png", p, "spots", None, "", None) for p in ("carpet", "wood")
+    ]
+    test = Photo("s3://b/mvtec/carpet/test/hole/000.png", "carpet", "spots", None, "test", None)
+    real = RealSet("s3://b/mvtec", ("carpet", "wood"), ("spots",), tuple(photos), (), (test,), ())
+    assert real.product_of_reference("s3://moved/wood/test/hole/004.png") == "wood"
+    assert real.product_of_reference(photos[0].uri) == "carpet"
+    assert real.leaked_references(["s3://moved/wood/test/hole/000.png"]) == []
+    assert real.leaked_references(["s3://moved/carpet/test/hole/000.png"]) == [
+        "s3://moved/carpet/test/hole/000.png"
+    ]
+
+
 def test_the_dry_run_writes_nothing(folder: Path) -> None:
     lines: list[str] = []
     dry_run(config_of(folder), lines.append)
-    assert any("60 distances to measure, 400 classifiers to train" in line for line in lines)
+    assert any("60 distances to measure, 100 classifiers to train" in line for line in lines)
     assert any("of one core of this machine" in line for line in lines)
     assert not (folder / "report").exists()
 
@@ -206,23 +223,95 @@ def test_the_dry_run_writes_nothing(folder: Path) -> None:
 
 
 def test_the_rows_of_the_distance_table() -> None:
-    rows = plan_comparisons(["a", "b"], ["A", "B"], ["s"], has_test=True)
+    rows = plan_comparisons(["a", "b"], [("A", "s"), ("B", "s")], has_test=True)
     assert len(rows) == 3 * (2 + 2 * 3)  # A, B and all: two floors, two runs of three guidances
-    assert rows[0].cells(["A", "B"], ["s"]) == [("A", "s"), ("B", "s")]
+    assert rows[0].among([("A", "s"), ("B", "s")]) == [("A", "s"), ("B", "s")]
     assert {row.product for row in rows} == {ALL, "A", "B"}
-    assert {row.what for row in plan_comparisons([], ["A"], ["s", "t"], has_test=False)} == {"normal"}
+    assert {row.what for row in plan_comparisons([], [("A", "s"), ("A", "t")], has_test=False)} == {"normal"}
+    ragged = plan_comparisons([], [("A", "s"), ("B", "t")], has_test=False)
+    assert ("A", "t") not in {(row.product, row.defect_type) for row in ragged}
 
 
 def test_the_trainings_of_a_recipe() -> None:
-    config = DownstreamConfig(sizes=(10,), seeds=2)
-    fits = plan_fits(config, ["a", "b"], ["A", "B"])
+    config, normals = DownstreamConfig(sizes=(10,), seeds=2), {"A": 20, "B": 15}
+    fits = plan_fits(config, ["a", "b"], normals)
     assert len(fits) == len(set(fits)) == (1 + 2) * (2 + 2 * 3) * 2
-    single = plan_fits(config.model_copy(update={"single_products": False}), ["a"], ["A", "B"])
+    single = plan_fits(config.model_copy(update={"single_products": False}), ["a"], normals)
     assert {fit.scope for fit in single} == {ALL}
-    crossed = plan_fits(config.model_copy(update={"cross_domain": True}), ["a"], ["A", "B"])
-    assert {(f.scope, f.source) for f in crossed if f.source} == {
-        (p, s) for p in "AB" for s in ("A", "B", ALL)
+    crossed = plan_fits(config.model_copy(update={"cross_domain": True}), ["a"], normals)
+    assert {(f.scope, f.source) for f in crossed if f.source} == {(p, s) for p in "AB" for s in "AB"}
+    assert plan_fits(config.model_copy(update={"conditions": (), "cross_domain": True}), ["a"], normals) == []
+
+
+def test_sizes_beyond_the_normals_are_trained_once() -> None:
+    config = DownstreamConfig(sizes=(10, 18, 30, 40), seeds=1, conditions=("trad-aug",))
+    fits = plan_fits(config, [], {"A": 20, "B": 15})
+    assert {s: [f.size for f in fits if f.scope == s] for s in (ALL, "A", "B")} == {
+        ALL: [10, 18, 20],
+        "A": [10, 18, 20],
+        "B": [10, 15],
     }
+
+
+def test_a_run_without_a_mode_or_a_product_leaves_out_what_needs_them(folder: Path, tmp_path: Path) -> None:
+    """No row and no training pretends to be what it is not, and the report says so."""
+    (tmp_path / "pool.csv").write_text(
+        "\n".join(line for line in (folder / "pool.csv").read_text().splitlines() if "woven" not in line)
+    )
+    for name, modes in (("latent", ("latent",)), ("two", ("latent", "reference"))):
+        write_run(
+            GenerateConfig(
+                pool=str(folder / "pool.csv") if name == "latent" else str(tmp_path / "pool.csv"),
+                output=str(tmp_path / name),
+                checkpoint=CHECKPOINT,
+                modes=modes,  # type: ignore[arg-type]
+            )
+        )
+    runs = {"latent": str(tmp_path / "latent"), "two": str(tmp_path / "two")}
+    evaluation = Evaluation.prepare(config_of(folder, runs=runs))
+    assert {row.what for row in evaluation.comparisons if row.run == "latent"} == {"latent"}
+    assert {row.product for row in evaluation.comparisons if row.run == "two"} == set(PRODUCTS[:2])
+    assert {fit.condition for fit in evaluation.fits if fit.run == "latent"} == {"latent"}
+    assert {fit.scope for fit in evaluation.fits if fit.run == "two"} == set(PRODUCTS[:2])
+    assert any("two has no samples of woven_fabric/scratches/latent" in line for line in evaluation.caveats())
+
+
+def test_a_mix_is_no_larger_than_its_modes(folder: Path) -> None:
+    cell = (PRODUCTS[0], "spots")
+    wanted = {(*cell, mode): 100 for mode in ("latent", "reference")}
+    chosen = choose_samples("ours", str(folder / "run"), wanted, only_accepted=False, seed=0)  # type: ignore[arg-type]
+    assert [len(chosen.take(cell, guidance, 100)) for guidance in ("latent", "reference", "mix")] == [6, 6, 6]
+
+
+def test_a_type_that_a_product_never_has_is_not_looked_at(folder: Path, tmp_path: Path) -> None:
+    """As spots on MVTec AD's tiles."""
+    import shutil
+
+    shutil.copytree(folder / "set", tmp_path / "set")
+    shutil.rmtree(tmp_path / "set/woven_fabric/spots")
+    evaluation = Evaluation.prepare(config_of(folder, defects=str(tmp_path / "set")))
+    cells = {(row.product, row.defect_type) for row in evaluation.comparisons}
+    assert ("woven_fabric", "spots") not in cells
+    assert ("woven_fabric", "scratches") in cells
+    assert len(evaluation.real.cells) == 5
+
+
+def test_the_key_of_a_training_knows_the_labels_and_not_the_runs_name(folder: Path) -> None:
+    def keys(**changes: Any) -> list[str]:
+        evaluation = Evaluation.prepare(config_of(folder, **changes))
+        learning = Learning(evaluation, lambda line: None)
+        return [learning._key(fit) for fit in evaluation.fits]
+
+    small = DownstreamConfig(sizes=(4,), seeds=1, general=True, single_products=False)
+    usual = keys(downstream=small)
+    assert len(set(usual)) == 5
+    assert keys(downstream=small, runs={"renamed": str(folder / "run")}) == usual
+    trad = small.model_copy(update={"conditions": ("trad-aug",)})
+    assert keys(downstream=trad) == [usual[1]]
+    swapped = {"scratches": "spots", "spots": "scratches"}
+    assert keys(downstream=trad, types=swapped) != [usual[1]]
+    assert keys(downstream=trad, val_split="test", test_split="val") != [usual[1]]
+    assert keys(downstream=trad.model_copy(update={"lr": 0.5})) != [usual[1]]
 
 
 def make_data() -> DownstreamData:
@@ -314,7 +403,7 @@ def test_cross_domain_takes_samples_by_their_references() -> None:
         found = assemble(data, fit_of(scope="A", condition="reference", run="ours", source=source))
         made = found.pixels[found.is_synthetic][:, 0, 0, 0].tolist()
         assert made == [130 + 2 * i + remainder for i in range(4)]
-    everything = assemble(data, fit_of(scope="A", condition="reference", run="ours", source=ALL))
+    everything = assemble(data, fit_of(scope="A", condition="reference", run="ours"))
     assert everything.pixels[everything.is_synthetic][:, 0, 0, 0].tolist() == [130, 131, 132, 133]
 
 
@@ -525,8 +614,8 @@ def test_seeds_are_summed_up() -> None:
 @pytest.mark.parametrize(
     ("mix", "words"),
     [
-        ([0.08, 0.082, 0.081], r"error 8.1 % against 10.0 % .*: −19 %, lower by \d+\.\d standard errors\. "),
-        ([0.13, 0.131, 0.129], r"error 13.0 % against 10.0 % .*: \+30 %, higher by"),  # printed as large
+        ([0.08, 0.082, 0.081], r"error 8.1 % against 10.0 % .*: −19 %; more than the seeds vary \(p = "),
+        ([0.13, 0.131, 0.129], r"error 13.0 % against 10.0 % .*: \+30 %; more than the seeds vary"),
         ([0.05, 0.15, 0.095], r"too little to tell"),
     ],
 )

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from raygen.config import ActorPoolConfig, Config, Place, distinct
+from raygen.records import MODES
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -53,7 +54,7 @@ class DownstreamConfig(Config):
     """Whether the samples lower a classifier's error (Section 4.2, Appendix B). The defaults are the paper's."""
 
     runs: tuple[str, ...] | None = None
-    """Which of `runs`; default: all. [] trains no classifier."""
+    """Which of `runs`; default: all. [] leaves the synthetic conditions out."""
     conditions: Annotated[tuple[Condition, ...], AfterValidator(distinct)] = (
         "no-aug",
         "trad-aug",
@@ -61,21 +62,22 @@ class DownstreamConfig(Config):
         "reference",
         "mix",
     )
+    """[] trains no classifier."""
     sizes: Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(distinct)] = (
         1500,
         2200,
         4000,
         6200,
     )
-    """Images of each product and class: so many normals, at most; real defects are oversampled, or filled up
-    with synthetic ones, to as many."""
+    """Images of each product and class: so many normals, or all there are; real defects are oversampled, or
+    filled up with synthetic ones, to as many. Of sizes beyond the normals one is trained."""
     general: bool = True
     """A classifier for all products."""
     single_products: bool = True
     """A classifier for each product."""
     cross_domain: bool = False
-    """Single products also with reference-guided samples from references of one product alone (vA, vB, … of
-    Tables 4 and 13) and of all (vABC)."""
+    """Single products also with reference-guided samples from references of one product alone (vA, vB, … of Tables
+    4 and 13); vABC is the condition "reference" itself, of a run whose references are of any product."""
     seeds: Count = 5
     backbone: Literal["lite0", "resnet50", "efficientnet_b4"] = "lite0"
     """"resnet50" and "efficientnet_b4" are timm's: `pip install 'raygen[timm]'`, and want `weights`."""
@@ -130,7 +132,7 @@ class EvaluateConfig(Config):
     test_split: str = "test"
     only_accepted: bool = True
     """Leaves out the samples that a run kept below its gate."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Decides which samples and subsets are drawn."""
     features: FeatureConfig = FeatureConfig()
     distances: DistanceConfig = DistanceConfig()
@@ -155,6 +157,9 @@ class EvaluateConfig(Config):
 
     @property
     def downstream_runs(self) -> tuple[str, ...]:
+        conditions = self.downstream.conditions
+        if not conditions or not (self.downstream.cross_domain or {*MODES, "mix"} & set(conditions)):
+            return ()
         return tuple(self.runs) if self.downstream.runs is None else self.downstream.runs
 
     def settings(self) -> dict[str, Any]:

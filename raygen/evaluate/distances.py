@@ -8,12 +8,13 @@ from pydantic import BaseModel, ConfigDict
 
 from raygen.evaluate.config import DistanceConfig
 from raygen.evaluate.metrics import Features, copy_rate, frechet_distance, kernel_distance, precision_recall
-from raygen.records import MODES, NORMAL
+from raygen.evaluate.samples import GUIDANCES, Guidance
+from raygen.records import NORMAL
 
 ALL = "all"
 """Every product, or every defect type."""
 
-What = Literal["latent", "reference", "mix", "test", "normal"]
+What = Literal[Guidance, "test", "normal"]
 
 
 class Distance(BaseModel):
@@ -45,27 +46,30 @@ class Comparison(NamedTuple):
     defect_type: str
     what: What
 
-    def cells(self, products: Sequence[str], defect_types: Sequence[str]) -> list[tuple[str, str]]:
-        """The products and defect types that it takes together."""
+    def among(self, cells: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Those products and defect types that it takes together."""
         return [
             (product, defect_type)
-            for product in (products if self.product == ALL else [self.product])
-            for defect_type in (defect_types if self.defect_type == ALL else [self.defect_type])
+            for product, defect_type in cells
+            if self.product in (ALL, product) and self.defect_type in (ALL, defect_type)
         ]
 
 
 def plan_comparisons(
-    runs: Sequence[str], products: Sequence[str], defect_types: Sequence[str], has_test: bool
+    runs: Sequence[str], cells: Sequence[tuple[str, str]], has_test: bool
 ) -> list[Comparison]:
-    """The rows of the table: for each product and type, and all of them together, the floors and then the
-    runs."""
-    rows = []
+    """The rows of the table: for the products and defect types of some cells, and all of them together, the floors
+    and then the runs."""
+    products, defect_types = (sorted(set(names)) for names in zip(*cells, strict=True))
+    rows: list[Comparison] = []
     for product in [*([ALL] if len(products) > 1 else []), *products]:
         for defect_type in [*([ALL] if len(defect_types) > 1 else []), *defect_types]:
+            if not Comparison(None, product, defect_type, "test").among(cells):
+                continue
             if has_test:
                 rows.append(Comparison(None, product, defect_type, "test"))
             rows.append(Comparison(None, product, defect_type, "normal"))
-            rows += [Comparison(run, product, defect_type, what) for run in runs for what in (*MODES, "mix")]
+            rows += [Comparison(run, product, defect_type, what) for run in runs for what in GUIDANCES]
     return rows
 
 

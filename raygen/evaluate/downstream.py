@@ -13,10 +13,14 @@ from torch import Tensor
 from raygen import images
 from raygen.evaluate.classifier import Classifier, augment
 from raygen.evaluate.config import Condition, DownstreamConfig
-from raygen.records import MODES, digest
+from raygen.evaluate.samples import GUIDANCES
+from raygen.records import digest
 
 ALL = "all"
 """The scope of a classifier for all products."""
+
+PROTOCOL = 2
+"""Grows when a training would come out otherwise: results of an earlier one are not taken for its own."""
 
 
 class Fit(BaseModel):
@@ -27,7 +31,7 @@ class Fit(BaseModel):
     scope: str  # ALL, or a product
     condition: Condition
     run: str | None  # whose samples; None without
-    source: str | None  # cross-domain: the product whose references guide, or ALL; else None
+    source: str | None  # cross-domain: the product whose references guide; else None
     size: int  # images of each product and class
     seed: int
 
@@ -92,8 +96,15 @@ class DownstreamData(NamedTuple):
     synthetic: Mapping[tuple[str, str, str, str], Synthetic]  # run, product, defect type, mode
 
 
-def plan_fits(config: DownstreamConfig, runs: Sequence[str], products: Sequence[str]) -> list[Fit]:
-    """Every training that a recipe asks for, the seeds of one comparison side by side."""
+def plan_fits(config: DownstreamConfig, runs: Sequence[str], num_normals: Mapping[str, int]) -> list[Fit]:
+    """Every training that a recipe asks for, the seeds of one comparison side by side.
+
+    Args:
+        config: the recipe's.
+        runs: those with samples to train on.
+        num_normals: product -> training normals: a size beyond them all is what there is, once.
+    """
+    products = sorted(num_normals)
     scopes = [ALL] * config.general
     if config.single_products and (len(products) > 1 or not scopes):
         scopes += products
@@ -103,15 +114,15 @@ def plan_fits(config: DownstreamConfig, runs: Sequence[str], products: Sequence[
         for seed in range(config.seeds):
             fits.append(Fit(scope=scope, condition=condition, run=run, source=source, size=size, seed=seed))
 
-    for size in config.sizes:
-        for scope in scopes:
+    for scope in scopes if config.conditions else ():
+        most = max(count for product, count in num_normals.items() if scope in (ALL, product))
+        for size in dict.fromkeys(min(size, most) for size in config.sizes):
             for condition in config.conditions:
-                synthetic = condition in (*MODES, "mix")
-                for run in runs if synthetic else (None,):
+                for run in runs if condition in GUIDANCES else (None,):
                     add(scope, condition, run, size)
             if config.cross_domain and scope != ALL:
                 for run in runs:
-                    for source in (*products, ALL):
+                    for source in products:
                         add(scope, "reference", run, size, source)
     return fits
 
@@ -146,13 +157,14 @@ def assemble(data: DownstreamData, fit: Fit) -> _TrainingSet:
         own = data.train.of([number])
         num_normals = min(fit.size, int((own.kind == 0).sum()))
         order.append(add(own.pixels[own.kind == 0][:num_normals], 0, synthetic=False))
-        for kind, name in enumerate(data.kinds[1:], start=1):
+        for kind in sorted(
+            set(own.kind.tolist()) - {0}
+        ):  # no synthetic ones of a type that a product never has
             rows = add(own.pixels[own.kind == kind], kind, synthetic=False)
             if fit.is_synthetic:
-                made = _fill(data, fit, product, name, num_normals - len(rows))
+                made = _fill(data, fit, product, data.kinds[kind], num_normals - len(rows))
                 rows = np.concatenate([rows, add(made, kind, synthetic=True)])
-            if len(rows):
-                order.append(np.resize(rows, max(num_normals, len(rows))))
+            order.append(np.resize(rows, max(num_normals, len(rows))))
     return _TrainingSet(
         np.concatenate(pixels), np.array(kinds), np.array(is_synthetic, bool), np.concatenate(order)
     )
@@ -160,18 +172,17 @@ def assemble(data: DownstreamData, fit: Fit) -> _TrainingSet:
 
 def _fill(data: DownstreamData, fit: Fit, product: str, defect_type: str, count: int) -> np.ndarray:
     """At most `count` synthetic images of a cell, half of either mode for the mix."""
-    modes = MODES if fit.condition == "mix" else (fit.condition,)
-    shares = [count // 2, count - count // 2] if len(modes) == 2 else [count]
+    shares: dict[str, int] = {fit.condition: count}
+    if fit.condition == "mix":
+        shares = {"latent": count // 2, "reference": count - count // 2}
     parts = []
-    for mode, share in zip(modes, shares, strict=True):
-        found = data.synthetic.get((fit.run or "", product, defect_type, mode))
-        if found is None:
-            continue
+    for mode, share in shares.items():
+        found = data.synthetic[fit.run or "", product, defect_type, mode]
         pixels = found.pixels
-        if fit.source not in (None, ALL):
+        if fit.source is not None:
             pixels = pixels[found.source == data.products.index(fit.source)]
         parts.append(pixels[: max(share, 0)])
-    return np.concatenate(parts) if parts else data.train.pixels[:0]
+    return np.concatenate(parts)
 
 
 def run_fit(data: DownstreamData, fit: Fit, config: DownstreamConfig, device: torch.device) -> FitResult:
@@ -222,16 +233,18 @@ def run_fit(data: DownstreamData, fit: Fit, config: DownstreamConfig, device: to
     )
 
 
-def training_seconds(config: DownstreamConfig, pixels: np.ndarray, num_classes: int) -> float:
-    """Seconds of a training step on this thread, for each of its images, uint8 (N, H, W, C)."""
+def seconds_per_image(config: DownstreamConfig, image_size: int, channels: int, num_classes: int) -> float:
+    """Seconds of a training step for one image on this process's one thread; measured on a few of noise."""
+    torch.set_num_threads(1)
     classifier = Classifier(config, num_classes)
+    noise = torch.rand(16, channels, image_size, image_size) * 2 - 1
     times = []
     for _ in range(3):
         started = time.perf_counter()
-        classes, domain = classifier(images.to_model(torch.from_numpy(pixels)))
+        classes, domain = classifier(noise)
         (classes.mean() + domain.mean()).backward()
         times.append(time.perf_counter() - started)
-    return min(times) / len(pixels)
+    return min(times) / len(noise)
 
 
 def _batches(order: np.ndarray, size: int, random: torch.Generator) -> Iterator[np.ndarray]:

@@ -3,6 +3,7 @@
 A distance is named for its network: "FID" and "KID" are those on InceptionV3's features; any other says what it
 is made of, say "KID-Lite0"."""
 
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -159,6 +160,18 @@ def extract(extractor: Extractor, pixels: np.ndarray, batch: int) -> np.ndarray:
     """Features of any number of images, uint8 (N, H, W, 1 or 3): float32 (N, D)."""
     parts = [extractor(pixels[start : start + batch]) for start in range(0, len(pixels), batch)]
     return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
+
+
+def seconds_per_image(extractor: Extractor, image_size: int, channels: int) -> float:
+    """Seconds for one image on this process's one thread; measured on a few of noise."""
+    torch.set_num_threads(1)
+    noise = np.random.default_rng(0).integers(0, 256, (16, image_size, image_size, channels), np.uint8)
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        extractor(noise)
+        times.append(time.perf_counter() - started)
+    return min(times) / len(noise)
 
 
 def _digest_of(network: nn.Module) -> str:

@@ -4,7 +4,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,15 +13,20 @@ from raygen.config import check_writable, refuse_lost_places
 from raygen.errors import UserError
 from raygen.evaluate.config import EvaluateConfig
 from raygen.evaluate.distances import Comparison, Distance, plan_comparisons
-from raygen.evaluate.downstream import Fit, FitResult, plan_fits
+from raygen.evaluate.downstream import ALL, Fit, FitResult, plan_fits
+from raygen.evaluate.learning import Learning
+from raygen.evaluate.measuring import Measuring
+from raygen.evaluate.packages import require
 from raygen.evaluate.real import RealSet, count_cells
 from raygen.evaluate.report import Metrics, RunSummary, render, sum_fits, verdict
 from raygen.evaluate.samples import Cell, Chosen, choose_samples
+from raygen.evaluate.sheets import sample_sheets
 from raygen.records import MODES, NORMAL
 from raygen.show import duration
 
 METRICS, SCHEMA, REPORT = "metrics.json", "metrics.schema.json", "report.html"
 _FEW_PHOTOS = 15  # of a cell of the test split: one is more than 6 points of its error
+_FEWEST = 8  # samples of a cell that are chosen, whatever they are for
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,12 @@ class Evaluation:
             UserError: something is missing, does not fit together, or has been learned from that was held out.
         """
         real = RealSet.read(config)
+        used = [name for name in config.runs if name in {*config.distance_runs, *config.downstream_runs}]
         chosen = {
-            name: choose_samples(name, uri, _wanted(config, name, real), config.only_accepted, config.seed)
-            for name, uri in config.runs.items()
+            name: choose_samples(
+                name, config.runs[name], _wanted(config, name, real), config.only_accepted, config.seed
+            )
+            for name in used or config.runs
         }
         sizes = {(one.run.image_size, one.run.channels) for one in chosen.values()}
         if len(sizes) > 1:
@@ -75,18 +83,41 @@ class Evaluation:
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
-        """The rows of the distance table."""
+        """The rows of the distance table; those of a run only where it has samples of all their cells."""
         if not self.config.distance_runs:
             return []
         has_test = any(photo.defect_type != NORMAL for photo in self.real.test)
-        return plan_comparisons(
-            self.config.distance_runs, self.real.products, self.real.defect_types, has_test
-        )
+        rows = plan_comparisons(self.config.distance_runs, self.real.cells, has_test)
+        return [
+            row
+            for row in rows
+            if row.run is None or self._has_all(row.run, row.what, row.among(self.real.cells))
+        ]
 
     @cached_property
     def fits(self) -> list[Fit]:
-        """The trainings of classifiers."""
-        return plan_fits(self.config.downstream, self.config.downstream_runs, self.real.products)
+        """The trainings of classifiers; those with samples only where a run has samples of all their cells."""
+        normals = {product: self.real.num_normals(product) for product in self.real.products}
+        fits = plan_fits(self.config.downstream, self.config.downstream_runs, normals)
+        return [fit for fit in fits if fit.run is None or self._can_fill(fit)]
+
+    def _can_fill(self, fit: Fit) -> bool:
+        assert fit.run is not None
+        cells = [cell for cell in self.real.cells if fit.scope in (ALL, cell[0])]
+        if not self._has_all(fit.run, fit.condition, cells):
+            return False
+        return fit.source is None or all(
+            any(
+                sample.reference_uri and self.real.product_of_reference(sample.reference_uri) == fit.source
+                for sample in self.chosen[fit.run].cells[*cell, "reference"]
+            )
+            for cell in cells
+        )
+
+    def _has_all(self, run: str, guidance: str, cells: Iterable[tuple[str, str]]) -> bool:
+        """Whether a run has samples of all cells, of a mode or for the mix."""
+        modes = [mode for mode in MODES if guidance in (mode, "mix")]
+        return all((*cell, mode) in self.chosen[run].cells for cell in cells for mode in modes)
 
     def describe(self, say: Callable[[str], None]) -> None:
         """Says what there is and what is to do."""
@@ -122,20 +153,35 @@ class Evaluation:
             )
         if not any(kind != NORMAL for _, kind in test):
             found.append("No defects are held out: there is no floor, and copies cannot be counted.")
-        if len({one.run.checkpoint for one in self.chosen.values()}) == 1:
-            found.append("One checkpoint, one training: another seed of the training may do better or worse.")
+        for name, one in self.chosen.items():
+            missing = [(*cell, mode) for cell in self.real.cells for mode in MODES]
+            missing = ["/".join(cell) for cell in missing if cell not in one.cells]
+            if missing:
+                found.append(f"{name} has no samples of {', '.join(missing)}: what needs them is left out.")
+        if self.fits:
+            found.append(
+                "The spread is that of the classifiers' seeds: photos and samples are the same for all of them. "
+                "Other test photos would give other errors."
+            )
+        found.append(
+            "Each checkpoint is one training: another seed may do better or worse. (`train` chooses its best "
+            "checkpoint on the split val, which here chooses a classifier's epoch.)"
+        )
         return found
 
 
 def _wanted(config: EvaluateConfig, name: str, real: RealSet) -> dict[Cell, int]:
-    """How many samples of each cell a run is asked for."""
-    measured = config.distances.samples_per_cell if name in config.distance_runs else 0
-    learned = max(config.downstream.sizes) if name in config.downstream_runs else 0
+    """How many samples of each cell a run is asked for: at least a few, for the sheets."""
     wanted: dict[Cell, int] = {}
-    for product, defect_type, mode in itertools.product(real.products, real.defect_types, MODES):
-        by_source = config.downstream.cross_domain and mode == "reference"
-        fill = learned * len(real.products) if by_source else learned  # about as many from each product
-        wanted[product, defect_type, mode] = max(measured, fill)
+    for cell, mode in itertools.product(real.cells, MODES):
+        counts = [_FEWEST]
+        if name in config.distance_runs:
+            counts.append(config.distances.samples_per_cell)
+        if name in config.downstream_runs:
+            fill = min(max(config.downstream.sizes), real.num_normals(cell[0]))
+            by_source = config.downstream.cross_domain and mode == "reference"
+            counts.append(fill * len(real.products) if by_source else fill)  # about as many from each product
+        wanted[*cell, mode] = max(counts)
     return wanted
 
 
@@ -152,28 +198,26 @@ def evaluate(config: EvaluateConfig, say: Callable[[str], None] = print) -> Metr
     Raises:
         UserError: a wrong config, defect set, run or output, or a package or weights that are missing.
     """
-    from raygen.evaluate.work import Work  # torch
-
     started = time.monotonic()
     refuse_lost_places({"defects": config.defects, "output": config.output, **config.runs})
+    for package in ("jinja2", "matplotlib"):
+        require(package, "evaluate")
     evaluation = Evaluation.prepare(config)
-    work = Work(evaluation, say)
+    measuring, learning = Measuring(evaluation, say), Learning(evaluation, say)
     check_writable(config.output)
     evaluation.describe(say)
 
     from raygen.on_ray import connected
 
     with connected():
-        distances = work.measure_distances()
-        results = work.train_classifiers()
-        sheets = work.sheets()
-    metrics = _sum_up(evaluation, work.names, distances, results)
-    for name, text in (
-        (METRICS, metrics.model_dump_json(indent=1)),
-        (SCHEMA, json.dumps(Metrics.model_json_schema(), indent=1)),
-        (REPORT, render(metrics, sheets)),
-    ):
-        storage.put(storage.join(config.output, name), text.encode())
+        distances = measuring.run()
+        results = learning.run()
+        sheets = sample_sheets(evaluation)
+    metrics = _sum_up(evaluation, measuring.names, distances, results)
+    storage.put(storage.join(config.output, METRICS), metrics.model_dump_json(indent=1).encode())
+    schema = json.dumps(Metrics.model_json_schema(), indent=1)
+    storage.put(storage.join(config.output, SCHEMA), schema.encode())
+    storage.put(storage.join(config.output, REPORT), render(metrics, sheets).encode())
     for line in metrics.verdict:
         say(line)
     say(f"done in {duration(time.monotonic() - started)}; look at {storage.join(config.output, REPORT)}")
@@ -182,12 +226,10 @@ def evaluate(config: EvaluateConfig, say: Callable[[str], None] = print) -> Metr
 
 def dry_run(config: EvaluateConfig, say: Callable[[str], None] = print) -> None:
     """Says what `evaluate` would do and how long it would take on cores like this machine's; writes nothing."""
-    from raygen.evaluate.work import Work
-
     evaluation = Evaluation.prepare(config)
     say(config.model_dump_json(indent=2))
     evaluation.describe(say)
-    extracting, training = Work(evaluation, say).price()
+    extracting, training = Measuring(evaluation, say).price(), Learning(evaluation, say).price()
     cores = os.cpu_count() or 1
     times = f"features take about {duration(extracting)}, classifiers {duration(training)}"
     say(f"{times} of one core of this machine,")
@@ -215,7 +257,7 @@ def _sum_up(
                 channels=one.run.channels,
                 num_samples=one.manifest.num_samples,
                 chosen={"/".join(cell): len(samples) for cell, samples in sorted(one.cells.items())},
-                refused=sum(cell.kept for cell in one.manifest.cells),
+                refused=sum(cell.kept + cell.dropped for cell in one.manifest.cells),
             )
             for name, one in evaluation.chosen.items()
         },

@@ -154,11 +154,11 @@ def clustered_distance(fake: Features, real: Features, max_cluster: int = 200) -
     return ClusteredDistance(float(zeroed.mean()), nonempty)
 
 
-def _distances(x: Features, y: Features, rows: int = 1024) -> Iterator[NDArray[np.float64]]:
+def _distances(x: Features, y: Features, rows: int = 256) -> Iterator[NDArray[np.float64]]:
     """Squared Euclidean distances, (some rows of x, M), block by block: memory does not grow with N."""
     y = np.asarray(y)
-    norms = np.square(y, dtype=np.float64).sum(axis=1)
+    norms = np.einsum("nd,nd->n", y, y, dtype=np.float64)
     for start in range(0, len(x), rows):
         some = np.asarray(x[start : start + rows])
-        own = np.square(some, dtype=np.float64).sum(axis=1)
+        own = np.einsum("nd,nd->n", some, some, dtype=np.float64)
         yield np.maximum(own[:, None] + norms - 2 * (some @ y.T).astype(np.float64), 0)

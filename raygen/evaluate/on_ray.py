@@ -5,7 +5,7 @@ asks for, and another evaluation of the same run extracts nothing."""
 
 import functools
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,7 +26,7 @@ from raygen.evaluate.config import DownstreamConfig, FeatureConfig
 from raygen.evaluate.downstream import DownstreamData, Fit, FitResult, run_fit
 from raygen.evaluate.features import EXTRACTORS, PERCEPTUAL, Extractor, extract
 from raygen.evaluate.metrics import ClusteredDistance, clustered_distance
-from raygen.evaluate.samples import read_pixels
+from raygen.evaluate.samples import Chosen, Sample, read_pixels
 from raygen.on_ray import ALLOCATOR, living_nodes, prepare_data
 from raygen.relay import tells
 from raygen.resources import plan_resources
@@ -229,10 +229,41 @@ def run_tasks(
         yield running.pop(ready), result
 
 
+def read_samples(
+    chosen: Mapping[str, Chosen], wanted: Iterable[tuple[str, Sample]], image_size: int, channels: int
+) -> dict[tuple[str, str], np.ndarray]:
+    """Pixels of samples, uint8 (H, W, C), by run and sample id; all of them, in this process."""
+    by_shard: dict[tuple[str, int], set[str]] = {}
+    for run, sample in wanted:
+        by_shard.setdefault((run, sample.shard), set()).add(sample.sample_id)
+    shards = {(run, shard.shard): shard for run, one in chosen.items() for shard in one.manifest.shards}
+    parts = sorted(by_shard.items())
+    arguments = ((chosen[key[0]].uri, shards[key], ids, image_size, channels) for key, ids in parts)
+    found: dict[tuple[str, str], np.ndarray] = {}
+    for number, (names, pixels) in run_tasks(read_pixels, arguments, num_cpus=1):
+        (run, _), _ = parts[number]
+        found.update(zip([(run, name) for name in names], pixels, strict=True))
+    return found
+
+
 def measure_clusters(
+    arguments: Iterable[tuple[Any, ...]], count: int, compute: ActorPoolConfig
+) -> Iterator[tuple[int, ClusteredDistance]]:
+    """Clustered LPIPS of samples among real defects, both uint8 (N, H, W, C); yields the number of each and what
+    came of it, as it is done.
+
+    Args:
+        arguments: of each the samples, the real ones, the recipe of features, and how many of a cluster count.
+        count: how many there are.
+        compute: how they share the cluster.
+    """
+    resources = plan_resources(compute, living_nodes(), count)
+    yield from run_tasks(_measure_clusters, arguments, resources.cpus_per_actor, resources.gpus_per_actor)
+
+
+def _measure_clusters(
     fake: np.ndarray, real: np.ndarray, config: FeatureConfig, max_cluster: int
 ) -> ClusteredDistance:
-    """As a task: clustered LPIPS of samples among real defects, both uint8 (N, H, W, C)."""
     extractor = PERCEPTUAL[config.perceptual](config.perceptual_weights, _device())
     vectors = (extract(extractor, pixels, config.batch) for pixels in (fake, real))
     return clustered_distance(*vectors, max_cluster=max_cluster)

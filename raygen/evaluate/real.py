@@ -3,14 +3,14 @@
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
-from pathlib import PurePosixPath
 
 from raygen import storage
 from raygen.data.defects import Photo, keep_defects, list_defect_set
 from raygen.errors import UserError
 from raygen.evaluate.config import EvaluateConfig
-from raygen.records import NORMAL
+from raygen.records import NORMAL, digest
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,13 @@ class RealSet:
     """The photos of a defect set, by split. `train` is what generators and classifiers learn from, `val`
     chooses a classifier's best epoch, `test` judges it once."""
 
+    uri: str
     products: tuple[str, ...]
     defect_types: tuple[str, ...]
     train: tuple[Photo, ...]
     val: tuple[Photo, ...]
     test: tuple[Photo, ...]
+    not_kept: tuple[Photo, ...]  # training defects that `keep_defects` leaves out
 
     @classmethod
     def read(cls, config: EvaluateConfig) -> "RealSet":
@@ -36,7 +38,8 @@ class RealSet:
         def part(*splits: str) -> tuple[Photo, ...]:
             return tuple(photo for photo in photos if photo.split in splits)
 
-        train = keep_defects(part(config.train_split, ""), config.keep_defects)
+        learned = part(config.train_split, "")
+        train = keep_defects(learned, config.keep_defects)
         kinds = {photo.defect_type for photo in train}
         if NORMAL not in kinds or len(kinds) < 2:
             raise UserError(
@@ -44,13 +47,19 @@ class RealSet:
                 f"{config.train_split!r}; there are {', '.join(sorted(kinds)) or 'none'}"
             )
         products = tuple(sorted({photo.product for photo in train}))
-        defect_types = tuple(sorted(kinds - {NORMAL}))
 
         def known(some: Iterable[Photo]) -> tuple[Photo, ...]:
             return tuple(p for p in some if p.product in products and p.defect_type in kinds)
 
+        kept = set(train)
         return cls(
-            products, defect_types, train, known(part(config.val_split)), known(part(config.test_split))
+            uri=config.defects,
+            products=products,
+            defect_types=tuple(sorted(kinds - {NORMAL})),
+            train=train,
+            val=known(part(config.val_split)),
+            test=known(part(config.test_split)),
+            not_kept=tuple(photo for photo in learned if photo not in kept),
         )
 
     @property
@@ -62,29 +71,41 @@ class RealSet:
     def splits(self) -> Mapping[str, tuple[Photo, ...]]:
         return {"train": self.train, "val": self.val, "test": self.test}
 
+    @cached_property
+    def cells(self) -> tuple[tuple[str, str], ...]:
+        """The products and defect types that there are training photos of: all that samples are compared with."""
+        return tuple(cell for cell in count_cells(self.train) if cell[1] != NORMAL)
+
+    def of_cell(self, product: str, defect_type: str) -> list[Photo]:
+        """Its training photos, in an order that is as good as random, and always the same."""
+        own = (photo for photo in self.train if (photo.product, photo.defect_type) == (product, defect_type))
+        return sorted(own, key=lambda photo: digest(self._name(photo.uri)))
+
+    def num_normals(self, product: str) -> int:
+        return count_cells(self.train).get((product, NORMAL), 0)
+
     def check_held_out(self) -> None:
         """Raises UserError unless a classifier can be chosen and judged: every cell has photos in all splits."""
         for name in ("val", "test"):
-            cells = {(photo.product, photo.defect_type) for photo in self.splits[name]}
-            for photo in self.train:
-                if (photo.product, photo.defect_type) not in cells:
-                    raise UserError(
-                        f"defect set: split {name!r} has no {photo.product}/{photo.defect_type}; name splits in a "
-                        "metadata.csv (id, product, domain, split), or set downstream.conditions = []"
-                    )
+            missing = count_cells(self.train).keys() - count_cells(self.splits[name]).keys()
+            if missing:
+                raise UserError(
+                    f"defect set {self.uri}: no photos of {'/'.join(min(missing))} to {_ROLE[name]} a classifier "
+                    "with; lay the set out as {product}/{defect_type}/ with splits in a metadata.csv, name them "
+                    f"in {name}_split, or set downstream.conditions = []"
+                )
+
+    # ----------------------------------------------------------------------------------------- leaks
 
     def product_of_reference(self, uri: str) -> str | None:
-        """The product of the photo that guided a sample; None if it is not in this set. A set that has moved
-        since is known by its last folders."""
-        return self._products_by_name().get(_name(uri))
-
-    def _products_by_name(self) -> dict[tuple[str, ...], str]:
-        return {_name(photo.uri): photo.product for split in self.splits.values() for photo in split}
+        """The product of the photo that guided a sample; None if it is not in this set."""
+        found = self._photo_of(uri)
+        return found.product if found else None
 
     def leaked_references(self, uris: Iterable[str]) -> list[str]:
-        """Those references that are held-out photos."""
-        held_out = {_name(photo.uri) for photo in self.val + self.test}
-        return sorted(uri for uri in uris if _name(uri) in held_out)
+        """Those references that are held-out photos, or training defects that should have been left out."""
+        held_out = {photo.uri for photo in self.val + self.test + self.not_kept}
+        return sorted(uri for uri in uris if (found := self._photo_of(uri)) and found.uri in held_out)
 
     def leaked_normals(self, sha256s: Mapping[str, str], num_threads: int = 16) -> list[str]:
         """Those normals that are held-out photos, by content.
@@ -100,6 +121,23 @@ class RealSet:
             found = set(threads.map(hashed, self.val + self.test))
         return sorted(uri for sha, uri in sha256s.items() if sha in found)
 
+    def _photo_of(self, uri: str) -> Photo | None:
+        """The photo of a URI. A set that has moved since is known by what stands below its root."""
+        parts = uri.split("/")
+        names = ("/".join(parts[-count:]) for count in range(min(5, len(parts)), 1, -1))
+        return next((self._by_name[name] for name in names if name in self._by_name), None)
+
+    @cached_property
+    def _by_name(self) -> dict[str, Photo]:
+        return {self._name(photo.uri): photo for photo in self.train + self.val + self.test + self.not_kept}
+
+    def _name(self, uri: str) -> str:
+        """`product/defect type/file`, say: what stays when the set moves."""
+        return uri.removeprefix(f"{self.uri}/")
+
+
+_ROLE = {"val": "choose", "test": "judge"}
+
 
 def count_cells(photos: Sequence[Photo]) -> dict[tuple[str, str], int]:
     """(product, defect type or normal) -> photos."""
@@ -108,8 +146,3 @@ def count_cells(photos: Sequence[Photo]) -> dict[tuple[str, str], int]:
         cell = (photo.product, photo.defect_type)
         counts[cell] = counts.get(cell, 0) + 1
     return dict(sorted(counts.items()))
-
-
-def _name(uri: str) -> tuple[str, ...]:
-    """product/defect type/file, or what stands there in MVTec AD: what stays when a set moves."""
-    return PurePosixPath(uri).parts[-3:]

@@ -3,12 +3,12 @@
 import base64
 import io
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, Literal
 
 import numpy as np
+import scipy.stats
 from pydantic import BaseModel, ConfigDict
 
 from raygen.evaluate.distances import ALL, Distance
@@ -29,7 +29,7 @@ class RunSummary(BaseModel):
     channels: int
     num_samples: int  # of the whole run
     chosen: dict[str, int]  # product/type/mode -> samples looked at
-    refused: int  # samples kept below the run's gate
+    refused: int  # samples that the run's gate has refused: kept all the same, or dropped
 
 
 class Downstream(BaseModel):
@@ -97,47 +97,69 @@ def _sum_group(fit: Fit, group: Sequence[FitResult]) -> Downstream:
 def verdict(
     distances: Sequence[Distance], downstream: Sequence[Downstream], names: Mapping[str, str]
 ) -> list[str]:
-    """What the figures say, a line each, good or bad, beside the paper's own gains."""
+    """What the figures say of the mix (or, where there is none, of the modes) and all products together: a line
+    each, good or bad, beside the paper's own gains."""
     lines = []
-    mixes = [row for row in distances if (row.product, row.defect_type, row.what) == (ALL, ALL, "mix")]
-    mixes = mixes or [row for row in distances if row.what == "mix"]  # of one product or one type alone
+    mixes = _widest([row for row in distances if row.what == "mix"])
+    floors = {(row.product, row.defect_type): row for row in distances if row.what == "test"}
     for other in mixes[1:]:
-        ours = mixes[0]
-        if (other.product, other.defect_type) == (ours.product, ours.defect_type):
+        lines.append(_compare_distances(mixes[0], other, names))
+    for row in mixes[:1]:
+        if floor := floors.get((row.product, row.defect_type)):
             lines.append(
-                f"Distance of the mix, all products: {names['frechet']} {ours.frechet:.2f} of {ours.run} against "
-                f"{other.frechet:.2f} of {other.run}: {_change(ours.frechet, other.frechet)}; {names['kid']} "
-                f"{ours.kid:.4f} against {other.kid:.4f}: {_change(ours.kid, other.kid)}. "
-                "(The paper on SDI, DT-GAN against StarGAN v2: FID −21 %, KID −31 %.)"
+                f"{names['kid']}: {row.kid:.4f} of {row.run}'s mix, {floor.kid:.4f} of held-out real defects, the "
+                "floor."
             )
-    floor = next((row for row in distances if row.what == "test"), None)
-    if floor and mixes:
-        lines.append(
-            f"The floor, held-out real defects, is {names['kid']} {floor.kid:.4f}; {mixes[0].run}'s mix has "
-            f"{mixes[0].kid:.4f}."
-        )
-    for row in downstream:
-        if row.run is None or row.source is not None:
-            continue
-        for base in downstream:
-            if (base.condition, base.scope, base.size) == ("trad-aug", row.scope, row.size):
-                lines.append(_compare(row, base))
+    scopes = [row.scope for row in downstream]
+    general = [row for row in downstream if row.scope == (ALL if ALL in scopes else scopes[0])]
+    synthetic = [row for row in general if row.run is not None and row.source is None]
+    synthetic = [row for row in synthetic if row.condition == "mix"] or synthetic
+    for row in synthetic:
+        for base in general:
+            if (base.condition, base.size) == ("trad-aug", row.size):
+                paper = " (The paper on SDI: −18 %.)" if row.condition == "mix" else ""
+                lines.append(_compare_errors(row, base) + paper)
+        for other in synthetic:
+            ours = next(r for r in synthetic if (r.condition, r.size) == (row.condition, row.size))
+            if other is row and row is not ours:
+                lines.append(_compare_errors(ours, row))
     return lines
 
 
-def _compare(row: Downstream, base: Downstream) -> str:
-    difference = row.mean - base.mean
-    spread = math.sqrt(row.std**2 / len(row.errors) + base.std**2 / len(base.errors))
-    word = "lower" if difference < 0 else "higher"
-    errors = f"{abs(difference) / spread:.1f} standard errors" if spread else "no spread"
-    strength = "" if spread and abs(difference) > 2 * spread else "; too little to tell"
+def _widest(rows: Sequence[Distance]) -> list[Distance]:
+    """Those of the most products and types together, one a run."""
+    if not rows:
+        return []
+    first = rows[0]  # the table begins with them
+    return [row for row in rows if (row.product, row.defect_type) == (first.product, first.defect_type)]
+
+
+def _compare_distances(ours: Distance, other: Distance, names: Mapping[str, str]) -> str:
+    line = (
+        f"Distance of the mix: {names['frechet']} {ours.frechet:.2f} of {ours.run} against {other.frechet:.2f} of "
+        f"{other.run}: {_change(ours.frechet, other.frechet)}; {names['kid']} {ours.kid:.4f} against "
+        f"{other.kid:.4f}: {_change(ours.kid, other.kid)}. "
+        "(The paper on SDI, DT-GAN against StarGAN v2: FID −21 %, KID −31 %.)"
+    )
+    if ours.num_images != other.num_images:
+        line += f" But of {ours.num_images} and {other.num_images} images: not of equal sizes."
+    return line
+
+
+def _compare_errors(row: Downstream, base: Downstream) -> str:
+    """By Welch's test over the seeds."""
+    whose = "traditional augmentation alone" if base.run is None else f"{base.run}'s {base.condition}"
     scope = "all products" if row.scope == ALL else row.scope
     line = (
         f"{row.run}, {row.condition}, {scope}, {row.size} a cell: error {_percent(row.mean)} against "
-        f"{_percent(base.mean)} with traditional augmentation alone: {_change(row.mean, base.mean)}, {word} by "
-        f"{errors}{strength}."
+        f"{_percent(base.mean)} with {whose}: {_change(row.mean, base.mean)}"
     )
-    return line + (" (The paper on SDI: −18 %.)" if row.scope == ALL and row.condition == "mix" else "")
+    if min(len(row.errors), len(base.errors)) < 2 or not row.std + base.std:
+        return f"{line}; the seeds do not tell how sure that is."
+    chance = float(np.asarray(scipy.stats.ttest_ind(row.errors, base.errors, equal_var=False))[1])
+    return (
+        f"{line}; {'too little to tell' if chance > 0.05 else 'more than the seeds vary'} (p = {chance:.2g})."
+    )
 
 
 def _change(value: float, base: float) -> str:
@@ -173,10 +195,10 @@ def _embed(png: bytes) -> str:
 
 
 def condition_name(row: Downstream) -> str:
-    """`Trad-Aug`, `ours: Mix`, `ours: vA`"""
+    """`Trad-Aug`, `ours: Mix`, `ours: vA`."""
     if row.run is None:
         return {"no-aug": "No-Aug", "trad-aug": "Trad-Aug"}[row.condition]
-    what = f"v{'ABC' if row.source == ALL else row.source}" if row.source else row.condition.capitalize()
+    what = f"v{row.source}" if row.source else row.condition.capitalize()
     return f"{row.run}: {what}"
 
 
@@ -198,7 +220,7 @@ def _error_table(downstream: Sequence[Downstream]) -> _Table:
 def _plots(metrics: Metrics) -> dict[str, bytes | None]:
     return {
         "Error by condition and size": _plot_errors(metrics),
-        f"{metrics.names['kid']} by cell": _plot_distances(metrics),
+        f"{metrics.names.get('kid', '')} by cell": _plot_distances(metrics),
     }
 
 

@@ -1,6 +1,7 @@
 """The synthetic side: which samples of a run are looked at, and their pixels."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 from raygen import images, storage
 from raygen.data.runs import Manifest, Run, ShardStats, read_columns, read_manifest, read_run, read_shard
 from raygen.errors import UserError
-from raygen.records import Mode, digest
+from raygen.records import MODES, Mode, digest
 
 _COLUMNS = (
     "sample_id", "normal_uri", "normal_sha256", "product", "defect_type", "mode", "reference_uri", "accepted",
@@ -18,6 +19,11 @@ _COLUMNS = (
 
 Cell = tuple[str, str, Mode]
 """Product, defect type, mode."""
+
+Guidance = Literal[Mode, "mix"]
+"""A mode, or half of either: the paper's mixture set."""
+
+GUIDANCES: tuple[Guidance, ...] = (*MODES, "mix")
 
 
 class Sample(NamedTuple):
@@ -43,17 +49,14 @@ class Chosen:
     manifest: Manifest
     cells: Mapping[Cell, Sequence[Sample]]  # each in an order of its own that is as good as random
 
-    @property
-    def shards(self) -> list[ShardStats]:
-        """Those that hold the chosen samples."""
-        numbers = {sample.shard for cell in self.cells.values() for sample in cell}
-        return [shard for shard in self.manifest.shards if shard.shard in numbers]
-
-    def take(self, cell: tuple[str, str], mode: Mode | Literal["mix"], count: int) -> list[Sample]:
-        """The first samples of a product and defect type: of one mode or, for "mix", half of either."""
-        shares: dict[Mode, int]
-        shares = {"latent": count // 2, "reference": count - count // 2} if mode == "mix" else {mode: count}
-        return [sample for of, share in shares.items() for sample in self.cells.get((*cell, of), ())[:share]]
+    def take(self, cell: tuple[str, str], guidance: Guidance, count: int) -> list[Sample]:
+        """The first samples of a product and defect type, at most `count`: of one mode or, for "mix", half of
+        either, and no more in all than there are of either mode alone."""
+        of_mode = {mode: self.cells.get((*cell, mode), ()) for mode in MODES}
+        if guidance != "mix":
+            return list(of_mode[guidance][:count])
+        count = min(count, *map(len, of_mode.values()))
+        return [*of_mode["latent"][: count // 2], *of_mode["reference"][: count - count // 2]]
 
 
 def choose_samples(
@@ -87,7 +90,8 @@ def choose_samples(
         short = {cell for cell, samples in chosen.items() if len(samples) < wanted[cell]}
         if not short:
             break
-        if any(stats.cell in short and stats.accepted + stats.kept for stats in shard.cells):
+        usable = (cell for cell in shard.cells if cell.accepted + cell.kept * (not only_accepted))
+        if any(cell.cell in short for cell in usable):
             for sample in _list_samples(uri, shard, only_accepted):
                 cell = (sample.product, sample.defect_type, sample.mode)
                 if cell in short:
@@ -106,7 +110,9 @@ def choose_samples(
 
 
 def _list_samples(uri: str, shard: ShardStats, only_accepted: bool) -> Iterable[Sample]:
-    for row in read_columns(uri, shard, _COLUMNS).to_pylist():
+    with _files_of(uri):
+        rows = read_columns(uri, shard, _COLUMNS).to_pylist()
+    for row in rows:
         accepted = row.pop("accepted")
         if accepted or not only_accepted:
             yield Sample(shard=shard.shard, **row)
@@ -129,12 +135,8 @@ def read_pixels(
     Raises:
         UserError: files of the run are gone.
     """
-    try:
+    with _files_of(uri):
         rows = read_shard(uri, shard).select(["sample_id", "window_x", "window_y", "window_size", "image"])
-    except storage.ObjectMissingError as missing:
-        raise UserError(
-            f"{missing}: gone; `raygen verify {uri}` says what else is, and how to mend it"
-        ) from None
     if wanted is not None:
         rows = rows.take(
             pa.array([i for i, name in enumerate(rows["sample_id"].to_pylist()) if name in wanted])
@@ -145,3 +147,17 @@ def read_pixels(
         photo = images.decode_photo(row["image"]["bytes"], max_pixels=2**31)
         pixels[index] = images.resize_window(photo, (x, y, x + size, y + size), image_size, channels)
     return rows["sample_id"].to_pylist(), pixels
+
+
+@contextmanager
+def _files_of(uri: str) -> Iterator[None]:
+    """Says in one line what of a run is gone or damaged."""
+    try:
+        yield
+    except storage.ObjectMissingError as missing:
+        what = f"{missing}: gone"
+    except (pa.ArrowInvalid, OSError) as error:
+        what = f"runs: a shard of {uri} is damaged ({str(error).splitlines()[0]})"
+    else:
+        return
+    raise UserError(f"{what}; `raygen verify {uri}` says what else is, and how to mend it") from None

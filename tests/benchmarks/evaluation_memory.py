@@ -4,7 +4,8 @@
 
 The runs are made of procedural surfaces by the shipped checkpoint; every sample is looked at. Peak resident
 memory, in MB, is what the kernel says (VmHWM) of the driver and of its largest Ray worker. The driver holds the
-features of all samples that are looked at (5 kB each), which `samples_per_cell` bounds; never their pixels.
+features of all samples that are looked at (5 kB each), whose number `samples_per_cell` bounds. (Clusters and
+classifiers, left out here, bring as many of their pixels into the driver as they look at.)
 """
 
 import argparse
@@ -61,7 +62,7 @@ def run(folder: str, num_normals: int) -> None:
         runs={"ours": f"{folder}/run-{num_normals}"},
         features=FeatureConfig(perceptual="none"),
         distances=DistanceConfig(samples_per_cell=num_normals),
-        downstream=DownstreamConfig(runs=(), conditions=()),
+        downstream=DownstreamConfig(conditions=()),
     )
     metrics = evaluate(config)
     is_done.set()
