@@ -3,13 +3,15 @@
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import ray
-from ray.data import DataContext
+from ray.data import ActorPoolStrategy, DataContext
 
 from raygen import storage
+from raygen.resources import Resources
 
 ALLOCATOR = {
     # An actor computes in a thread of Ray's, where glibc by default gives every large buffer back to the kernel
@@ -18,6 +20,49 @@ ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
 }
+
+
+class Stage(NamedTuple):
+    """A stage of a chain: from a batch of one row, a pyarrow table, to another."""
+
+    work: Callable[..., Any]  # a function; of the computing stage a class, whose instances are called
+    arguments: dict[str, Any]  # by name: of every call, or of the class
+
+
+def chain_stages(
+    rows: list[dict[str, Any]], read: Stage, compute: Stage, write: Stage, resources: Resources
+) -> ray.data.Dataset:
+    """A dataset, lazily: rows in, read on CPUs -> compute on a pool of (GPU) actors -> write on CPUs, rows out.
+
+    A row is a block of its own from end to end: one task reads it, one call computes it, one task writes it.
+    """
+    return (
+        ray.data.from_items(rows, override_num_blocks=len(rows))
+        .map_batches(
+            read.work,
+            fn_kwargs=read.arguments,
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=resources.cpus_per_task,
+        )
+        .map_batches(
+            compute.work,
+            fn_constructor_kwargs=compute.arguments,
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=resources.num_actors),
+            num_cpus=resources.cpus_per_actor,
+            num_gpus=resources.gpus_per_actor,
+            runtime_env={"env_vars": ALLOCATOR},
+        )
+        .map_batches(
+            write.work,
+            fn_kwargs=write.arguments,
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=resources.cpus_per_task,
+        )
+    )
 
 
 def living_nodes() -> list[dict[str, float]]:

@@ -103,7 +103,7 @@ def test_an_evaluation_from_runs_to_report_and_again(s3_uri: str, monkeypatch: p
     assert len(fits) == 4
     with monkeypatch.context() as patch:
         patch.setattr(on_ray, "fit_classifiers", refuse)
-        patch.setattr(on_ray.ray.data, "from_items", refuse)
+        patch.setattr(on_ray, "chain_stages", refuse)
         assert evaluate(config_of(s3_uri), lines.append) == metrics
     storage.delete(fits[0])
     again = evaluate(config_of(s3_uri), lines.append)

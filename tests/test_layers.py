@@ -11,9 +11,9 @@ MODULES = sorted(ROOT.glob("raygen/**/*.py")) + sorted(ROOT.glob("jobs/*.py"))
 
 # Imports point to the left (a lower number), or stay in the layer.
 LAYERS = [
-    {"errors", "records", "images", "storage", "checkpoint", "surfaces", "show", "on_ray", "relay"},
+    {"errors", "records", "images", "storage", "checkpoint", "surfaces", "show", "relay"},
     {"models", "data"},
-    {"config", "resources"},
+    {"config", "resources", "on_ray"},
     {"train", "generate", "evaluate"},
     {"publish"},
     {"demo"},

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import ray
 import torch
 from pydantic import BaseModel, ConfigDict
-from ray.data import ActorPoolStrategy
 from ray.exceptions import RayTaskError
 
 from raygen import storage
@@ -27,7 +26,7 @@ from raygen.evaluate.downstream import DownstreamData, Fit, FitResult, run_fit
 from raygen.evaluate.features import EXTRACTORS, PERCEPTUAL, Extractor, extract
 from raygen.evaluate.metrics import ClusteredDistance, clustered_distance
 from raygen.evaluate.samples import Chosen, Sample, read_pixels
-from raygen.on_ray import ALLOCATOR, living_nodes, prepare_data
+from raygen.on_ray import ALLOCATOR, Stage, chain_stages, living_nodes, prepare_data
 from raygen.relay import tells
 from raygen.resources import plan_resources
 
@@ -114,36 +113,13 @@ def extract_features(
         return cache
     prepare_data()
     resources = plan_resources(compute, living_nodes(), len(pending))
-    rows = (
-        ray.data.from_items(
-            [{"source": source.model_dump_json()} for source in pending], override_num_blocks=len(pending)
-        )
-        .map_batches(
-            _read,  # pyright: ignore[reportArgumentType]
-            fn_kwargs={"image_size": image_size, "channels": channels},
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=resources.cpus_per_task,
-        )
-        .map_batches(
-            _ExtractActor,
-            fn_constructor_kwargs={"config": config},
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=resources.num_actors),
-            num_cpus=resources.cpus_per_actor,
-            num_gpus=resources.gpus_per_actor,
-            runtime_env={"env_vars": ALLOCATOR},
-        )
-        .map_batches(
-            _keep,  # pyright: ignore[reportArgumentType]
-            fn_kwargs={"cache": cache},
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=resources.cpus_per_task,
-        )
-        .iter_rows()
-    )
+    rows = chain_stages(
+        [{"source": source.model_dump_json()} for source in pending],
+        read=Stage(_read, {"image_size": image_size, "channels": channels}),
+        compute=Stage(_ExtractActor, {"config": config}),
+        write=Stage(_keep, {"cache": cache}),
+        resources=resources,
+    ).iter_rows()
     for row in rows:
         if row.get("error"):
             raise UserError(row["error"])

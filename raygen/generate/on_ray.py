@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy
 from ray.exceptions import RayTaskError
 from ray.util import metrics
 
@@ -23,7 +22,7 @@ from raygen.generate import stages
 from raygen.generate.config import GenerateConfig
 from raygen.generate.progress import Progress
 from raygen.generate.stages import GenerateActor, read_shard
-from raygen.on_ray import ALLOCATOR, living_nodes, prepare_data
+from raygen.on_ray import Stage, chain_stages, living_nodes, prepare_data
 from raygen.resources import Resources, plan_resources
 
 
@@ -86,32 +85,12 @@ def chain(
     config: GenerateConfig, run: Run, checkpoint: Checkpoint, pending: list[int], resources: Resources
 ) -> ray.data.Dataset:
     """The dataset of the pending shards, lazily: shard numbers in, `stats` (or `error`) out."""
-    return (
-        ray.data.from_items([{"shard": shard} for shard in pending], override_num_blocks=len(pending))
-        .map_batches(
-            read_shard,  # pyright: ignore[reportArgumentType] it does not know of fn_kwargs
-            fn_kwargs={"config": config, "run": run},
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=resources.cpus_per_task,
-        )
-        .map_batches(
-            GenerateActor,
-            fn_constructor_kwargs={"config": config, "run": run, "checkpoint_uri": checkpoint.uri},
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=resources.num_actors),
-            num_cpus=resources.cpus_per_actor,
-            num_gpus=resources.gpus_per_actor,
-            runtime_env={"env_vars": ALLOCATOR},
-        )
-        .map_batches(
-            write_shard,  # pyright: ignore[reportArgumentType]
-            fn_kwargs={"config": config, "run": run},
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=resources.cpus_per_task,
-        )
+    return chain_stages(
+        [{"shard": shard} for shard in pending],
+        read=Stage(read_shard, {"config": config, "run": run}),
+        compute=Stage(GenerateActor, {"config": config, "run": run, "checkpoint_uri": checkpoint.uri}),
+        write=Stage(write_shard, {"config": config, "run": run}),
+        resources=resources,
     )
 
 

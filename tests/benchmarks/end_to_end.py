@@ -31,6 +31,7 @@ from raygen.generate.plan import open_run
 from raygen.generate.shards import write_manifest
 from raygen.generate.verify import verify_run
 from raygen.models.dtgan import PRESETS
+from raygen.on_ray import ALLOCATOR
 from raygen.records import MODES, plan_requests
 
 NUM_PROCESSES = 2
@@ -89,7 +90,7 @@ def main() -> None:
     os.environ.setdefault(
         "RAY_AUTH_MODE", "disabled"
     )  # as raygen itself does: no token file in the home folder
-    os.environ.update(on_ray.ALLOCATOR)  # for the bare loop, too: without it it would be a third slower
+    os.environ.update(ALLOCATOR)  # for the bare loop, too: without it it would be a third slower
     ray.init(address="local", num_cpus=NUM_PROCESSES, include_dashboard=False, log_to_driver=False)
     bares, wholes, steadies = [], [], []
     with tempfile.TemporaryDirectory() as folder:
