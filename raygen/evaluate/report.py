@@ -101,17 +101,24 @@ def verdict(
     each, good or bad, beside the paper's own gains."""
     lines = []
     mixes = _widest([row for row in distances if row.what == "mix"])
-    floors = {(row.product, row.defect_type): row for row in distances if row.what == "test"}
+    floors = {(row.product, row.defect_type, row.what): row for row in distances if row.run is None}
     for other in mixes[1:]:
         lines.append(_compare_distances(mixes[0], other, names))
     for row in mixes[:1]:
-        if floor := floors.get((row.product, row.defect_type)):
+        if floor := floors.get((row.product, row.defect_type, "test")):
             lines.append(
                 f"{names['kid']}: {row.kid:.4f} of {row.run}'s mix, {floor.kid:.4f} of held-out real defects, the "
                 "floor."
             )
+        nothing = floors[row.product, row.defect_type, "normal"]
+        word = "farther from" if row.kid > nothing.kid else "closer to"
+        lines.append(
+            f"{row.run}'s mix is {word} the real defects than normals are, which have no defect at all "
+            f"({names['kid']} {nothing.kid:.4f})."
+        )
     scopes = [row.scope for row in downstream]
-    general = [row for row in downstream if row.scope == (ALL if ALL in scopes else scopes[0])]
+    widest = ALL if ALL in scopes else scopes[0] if scopes else ""
+    general = [row for row in downstream if row.scope == widest]
     synthetic = [row for row in general if row.run is not None and row.source is None]
     synthetic = [row for row in synthetic if row.condition == "mix"] or synthetic
     for row in synthetic:
@@ -119,11 +126,23 @@ def verdict(
             if (base.condition, base.size) == ("trad-aug", row.size):
                 paper = " (The paper on SDI: −18 %.)" if row.condition == "mix" else ""
                 lines.append(_compare_errors(row, base) + paper)
-        for other in synthetic:
-            ours = next(r for r in synthetic if (r.condition, r.size) == (row.condition, row.size))
-            if other is row and row is not ours:
-                lines.append(_compare_errors(ours, row))
+        ours = next(r for r in synthetic if (r.condition, r.size) == (row.condition, row.size))
+        if row is not ours:
+            lines.append(_compare_errors(ours, row))
+        lines += _single_products(row, downstream)
     return lines
+
+
+def _single_products(general: Downstream, downstream: Sequence[Downstream]) -> list[str]:
+    """The same comparison of each product's own classifiers, in one line."""
+    changes = []
+    for row in downstream:
+        alike = (row.run, row.condition, row.source) == (general.run, general.condition, None)
+        for base in downstream if alike and row.scope != general.scope else ():
+            if (base.condition, base.scope, base.size) == ("trad-aug", row.scope, row.size):
+                change = _change(row.mean, base.mean)
+                changes.append(f"{row.scope} {_percent(row.mean)} against {_percent(base.mean)}, {change}")
+    return [f"{general.run}, {general.condition}, single products: {'; '.join(changes)}."] if changes else []
 
 
 def _widest(rows: Sequence[Distance]) -> list[Distance]:
