@@ -157,9 +157,8 @@ def assemble(data: DownstreamData, fit: Fit) -> _TrainingSet:
         own = data.train.of([number])
         num_normals = min(fit.size, int((own.kind == 0).sum()))
         order.append(add(own.pixels[own.kind == 0][:num_normals], 0, synthetic=False))
-        for kind in sorted(
-            set(own.kind.tolist()) - {0}
-        ):  # no synthetic ones of a type that a product never has
+        there = sorted(set(own.kind.tolist()) - {0})  # a type that a product never has gets no synthetic ones
+        for kind in there:
             rows = add(own.pixels[own.kind == kind], kind, synthetic=False)
             if fit.is_synthetic:
                 made = _fill(data, fit, product, data.kinds[kind], num_normals - len(rows))
