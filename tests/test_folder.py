@@ -55,6 +55,16 @@ def test_another_recipe_is_refused_and_another_spread_is_not(tmp_path) -> None:
             folder.refuse_another(run, recipe(**changes))
 
 
+def test_a_training_that_is_older_than_a_key_goes_on_with_its_default(tmp_path) -> None:
+    folder = TrainingFolder(str(tmp_path))
+    run = a_run()
+    older = {key: value for key, value in run.config.items() if key != "keep_defects"}
+    run = folder.begin(run.model_copy(update={"config": older}), PHOTOS)
+    folder.refuse_another(run, recipe())
+    with pytest.raises(UserError, match=r"its keep_defects is \{\}, not \{'A': 20\}"):
+        folder.refuse_another(run, recipe(keep_defects={"A": 20}))
+
+
 def test_a_file_that_is_no_training_is_not_overwritten(tmp_path) -> None:
     folder = TrainingFolder(str(tmp_path))
     storage.put(folder.join(RUN), b"{}")

@@ -93,10 +93,11 @@ class TrainingFolder:
 
     def refuse_another(self, run: TrainingRun, config: TrainConfig) -> None:
         """Raises UserError unless the training in the folder is the one that the config asks for."""
+        begun = {**type(config)(defects="", output="").identity(), **run.config}  # older ones lack newer keys
         for key, wanted in config.identity().items():
-            if run.config.get(key) != wanted:
+            if begun[key] != wanted:
                 raise UserError(
-                    f"{self.uri} holds another training: its {key} is {run.config.get(key)!r}, not {wanted!r}; "
+                    f"{self.uri} holds another training: its {key} is {begun[key]!r}, not {wanted!r}; "
                     "choose another output, or go back to that config"
                 )
 
