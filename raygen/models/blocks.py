@@ -19,7 +19,7 @@ def upsample(h: Tensor) -> Tensor:
     return F.interpolate(h, scale_factor=2, mode="nearest")
 
 
-def linear_by_row(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def linear_by_row(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A linear layer that gives a row of x, (N, in), the same bits whatever rows stand beside it: (N, out).
 
     A matrix product's kernels, and with them its rounding, depend on the number of rows and on a row's place
