@@ -48,7 +48,7 @@ class CheckpointConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    family: Literal["dtgan", "null"]
+    family: Literal["dtgan", "stylegan2", "dfmgan", "null"]
     model: dict[str, Any]  # the family's own sizes
     image_size: int
     channels: int

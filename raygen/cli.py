@@ -71,6 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--defects", metavar="URI", help="where the defect set is now, if it has moved")
     export.set_defaults(run=_export)
 
+    defects = commands.add_parser(
+        "defects", help="write a run's defects as a defect set, for `train` to learn from"
+    )
+    defects.add_argument("run_folder", metavar="run", help="the run folder")
+    defects.add_argument("output", help="the folder to write")
+    defects.set_defaults(run=_defects)
+
     surfaces = commands.add_parser("surfaces", help="render a procedural defect set to try `train` on")
     surfaces.add_argument("output", help="a folder or an s3:// prefix")
     surfaces.add_argument("--normals", type=int, default=200, help="of each product (default: 200)")
@@ -86,11 +93,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from raygen.config import load_config
-    from raygen.train.config import TrainConfig
+    from raygen.train.config import load_train_config
     from raygen.train.job import dry_run, train
 
-    config = load_config(TrainConfig, args.recipe, args.overrides)
+    config = load_train_config(args.recipe, args.overrides)
     (dry_run if args.dry_run else train)(config)
 
 
@@ -133,6 +139,12 @@ def _export(args: argparse.Namespace) -> None:
 
     checkpoint = export_checkpoint(args.checkpoint, args.output, args.defects)
     print(f"{args.output}: {checkpoint.config.images_seen:,} images seen, digest {checkpoint.digest[:16]}…")
+
+
+def _defects(args: argparse.Namespace) -> None:
+    from raygen.generate.defect_set import write_defect_set
+
+    write_defect_set(args.run_folder, args.output)
 
 
 def _surfaces(args: argparse.Namespace) -> None:

@@ -73,15 +73,14 @@ def check_writable(output_uri: str) -> None:
 C = TypeVar("C", bound=Config)
 
 
-def load_config(kind: type[C], recipe: str | Path | None, overrides: Sequence[str] = ()) -> C:
-    """Reads a TOML recipe, applies `dotted.key=value` overrides, and checks the whole.
+def read_values(recipe: str | Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Reads a TOML recipe and applies `dotted.key=value` overrides.
 
     A value is read as TOML where it is TOML (`3`, `true`, `["a"]`), else as a string.
 
     Raises:
-        UserError: no such file, not TOML, an unknown key, a wrong value; one line that names the key.
+        UserError: no such file, or not TOML.
     """
-    where = str(recipe) if recipe else "the command line"
     values: dict[str, Any] = {}
     if recipe:
         try:
@@ -101,6 +100,17 @@ def load_config(kind: type[C], recipe: str | Path | None, overrides: Sequence[st
             if not isinstance(table, dict):
                 raise UserError(f"--set {override}: {section} is a value, not a section")
         table[leaf] = _parse(text)
+    return values
+
+
+def load_config(kind: type[C], recipe: str | Path | None, overrides: Sequence[str] = ()) -> C:
+    """Reads a recipe, see `read_values`, and checks the whole.
+
+    Raises:
+        UserError: no such file, not TOML, an unknown key, a wrong value; one line that names the key.
+    """
+    where = str(recipe) if recipe else "the command line"
+    values = read_values(recipe, overrides)
     try:
         return kind.model_validate(values)
     except ValidationError as error:

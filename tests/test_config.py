@@ -7,9 +7,17 @@ import pytest
 from raygen.config import load_config
 from raygen.errors import UserError
 from raygen.generate.config import GenerateConfig
+from raygen.models.ada import AugmentConfig
 from raygen.models.dtgan import PRESETS
-from raygen.train.config import TrainConfig
-from raygen.train.job import network_sizes
+from raygen.models.stylegan2 import StyleGAN2Config
+from raygen.train.config import (
+    RECIPES,
+    DFMGANTrainConfig,
+    StyleGAN2TrainConfig,
+    TrainConfig,
+    load_train_config,
+)
+from raygen.train.dtgan_family import network_sizes
 
 JOBS = Path(__file__).parent.parent / "jobs"
 PLACES = ["pool=s3://b/pool", "output=s3://b/out", "checkpoint=s3://b/ckpt"]
@@ -39,6 +47,32 @@ def test_the_paper_s_recipe_spells_out_the_defaults() -> None:
     places = ["defects=s3://b/defects", "output=s3://b/out"]
     spelled_out = load_config(TrainConfig, JOBS / "dtgan-128.toml", places)
     assert spelled_out.model_dump() == load_config(TrainConfig, None, places).model_dump()
+
+
+@pytest.mark.parametrize("recipe", sorted(JOBS.glob("*gan*.toml")), ids=lambda path: path.name)
+def test_every_training_recipe_is_of_the_family_in_its_name(recipe: Path) -> None:
+    places = ["defects=s3://b/defects", "output=s3://b/out"]
+    places += ["backbone=s3://b/stage-1"] * recipe.name.startswith("dfmgan")
+    config = load_train_config(str(recipe), places)
+    assert RECIPES[recipe.name.split("-")[0]] is type(config)
+    if isinstance(config, StyleGAN2TrainConfig):
+        StyleGAN2Config(**config.model)
+    if not isinstance(config, TrainConfig):
+        assert isinstance(config, StyleGAN2TrainConfig | DFMGANTrainConfig)
+        AugmentConfig(**config.adaptive.transforms)
+
+
+@pytest.mark.parametrize("family", ["stylegan2", "dfmgan"])
+def test_the_originals_recipes_spell_out_the_defaults(family: str) -> None:
+    places = ["defects=d", "output=o"] + ["backbone=b"] * (family == "dfmgan")
+    spelled_out = load_train_config(str(JOBS / f"{family}-256.toml"), places)
+    defaults = load_train_config(None, [f"family={family}", *places])
+    assert spelled_out.model_dump() == defaults.model_dump()
+
+
+def test_a_family_that_there_is_none_of_is_one_line() -> None:
+    with pytest.raises(UserError, match="family = 'vae': choose from dtgan, stylegan2, dfmgan"):
+        load_train_config(None, ["family=vae", "defects=d", "output=o"])
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from training import SIZES, batch_maker, recipe
 
 from raygen.train.batches import Batch, to_batch
 from raygen.train.config import TrainConfig
-from raygen.train.dtgan import Training
-from raygen.train.loop import DivergedError, World, train
+from raygen.train.dtgan import Training, iterate
+from raygen.train.loop import DivergedError, Terms, World, train
 
 CPU = torch.device("cpu")
 
@@ -40,7 +40,11 @@ def run(
 ) -> list[int]:
     """Trains to the end; returns when checkpoints were due."""
     told = Told(note)
-    train(training, training.networks, batches(training, config), config, World(), told)
+
+    def step(some: Batch) -> Terms:
+        return iterate(training, training.networks, some, config, config.batch_per_worker)
+
+    train(training, step, batches(training, config), config, World(), told)
     return told.checkpoints
 
 

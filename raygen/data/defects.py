@@ -2,10 +2,10 @@
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -73,8 +73,12 @@ class _Image(NamedTuple):
         return self.product, self.folder, self.id
 
 
+Kind = Literal["normals", "defects"]
+KINDS: tuple[Kind, ...] = ("normals", "defects")
+
+
 def list_defect_set(
-    uri: str, *, types: Mapping[str, str] = {}, products: Sequence[str] = ()
+    uri: str, *, types: Mapping[str, str] = {}, products: Sequence[str] = (), kinds: Sequence[Kind] = KINDS
 ) -> tuple[Photo, ...]:
     """Lists the photos of a defect set, in the order of their URIs, with one listing of its folder.
 
@@ -92,9 +96,10 @@ def list_defect_set(
         types: defect folder -> defect type, or "" or "-" to leave it out; goes before `MVTEC_TYPES`. A folder
             that neither names is a defect type of its own name, in lower case.
         products: the products wanted; all without.
+        kinds: what is wanted of normals and defects.
 
     Raises:
-        UserError: no images, no normals or no defects there, a product that is not there, a defect under MVTec
+        UserError: no images, none of a wanted kind there, a product that is not there, a defect under MVTec
             AD's train/, a metadata.csv that cannot be read.
     """
     uri = storage.normalize(uri)
@@ -122,7 +127,8 @@ def list_defect_set(
             photos.append(Photo(image.uri, image.product, defect_type, mask_uri, split, image.etag))
         else:
             dropped.add(f"{image.product}/{image.folder}")
-    _check_both_kinds(uri, photos, dropped)
+    photos = [photo for photo in photos if ("normals" if photo.defect_type == NORMAL else "defects") in kinds]
+    _check_kinds(uri, photos, dropped, kinds)
     return tuple(sorted(photos))  # storage lists in an order of its own
 
 
@@ -161,19 +167,48 @@ def load_photos(photos: Sequence[Photo], size: int, channels: int, num_threads: 
         UserError: a photo that is gone, changed since it was listed, or no usable image. The set is small and
             chosen by hand: learning from less of it without a word would be wrong.
     """
-    pixels = np.empty((len(photos), size, size, channels), np.uint8)
 
     def load(photo: Photo) -> np.ndarray:
-        try:
-            data = storage.read(photo.uri, photo.etag)
-            return images.decode(data, size, channels, resize=True, max_pixels=64_000_000)
-        except images.BadImageError as error:
-            raise UserError(f"defect set: {photo.uri}: {error}; repair or remove it") from None
-        except (storage.ObjectMissingError, storage.ObjectChangedError):
-            raise UserError(
-                f"defect set: {photo.uri}: gone or changed since it was listed; start again"
-            ) from None
+        return _load(photo.uri, photo.etag, size, channels)
 
+    return _load_all(load, photos, (size, size, channels), num_threads)
+
+
+def load_masks(photos: Sequence[Photo], size: int, num_threads: int = 8) -> np.ndarray:
+    """Reads and decodes the masks of photos, scaled and cropped as `load_photos` does.
+
+    A pixel is set where a quarter of it is: at half, a crack of two pixels would vanish from a mask that is scaled
+    down by four.
+
+    Returns:
+        uint8, 0 or 255, (len(photos), size, size, 1).
+
+    Raises:
+        UserError: a photo without a mask, or one that is of no use.
+    """
+
+    def load(photo: Photo) -> np.ndarray:
+        if photo.mask_uri is None:
+            raise UserError(f"defect set: {photo.uri}: has no mask; put one beside it, as {{id}}_mask.png")
+        return (_load(photo.mask_uri, None, size, 1) > 63) * np.uint8(255)
+
+    return _load_all(load, photos, (size, size, 1), num_threads)
+
+
+def _load(uri: str, etag: str | None, size: int, channels: int) -> np.ndarray:
+    try:
+        data = storage.read(uri, etag)
+        return images.decode(data, size, channels, resize=True, max_pixels=64_000_000)
+    except images.BadImageError as error:
+        raise UserError(f"defect set: {uri}: {error}; repair or remove it") from None
+    except (storage.ObjectMissingError, storage.ObjectChangedError):
+        raise UserError(f"defect set: {uri}: gone or changed since it was listed; start again") from None
+
+
+def _load_all(
+    load: Callable[[Photo], np.ndarray], photos: Sequence[Photo], shape: tuple[int, ...], num_threads: int
+) -> np.ndarray:
+    pixels = np.empty((len(photos), *shape), np.uint8)
     with ThreadPoolExecutor(num_threads) as threads:
         for row, image in enumerate(threads.map(load, photos)):
             pixels[row] = image
@@ -271,12 +306,12 @@ def _check_products(uri: str, wanted: Iterable[str], there: set[str]) -> None:
             )
 
 
-def _check_both_kinds(uri: str, photos: Iterable[Photo], dropped: Iterable[str]) -> None:
+def _check_kinds(uri: str, photos: Iterable[Photo], dropped: Iterable[str], wanted: Sequence[Kind]) -> None:
     left_out = f" (left out: {', '.join(sorted(dropped))})" if dropped else ""
-    kinds = {photo.defect_type == NORMAL for photo in photos}
-    if True not in kinds:
+    are_normal = {photo.defect_type == NORMAL for photo in photos}
+    if "normals" in wanted and True not in are_normal:
         raise UserError(f"defect set {uri}: no normals there{left_out}; put some into {{product}}/normal/")
-    if False not in kinds:
+    if "defects" in wanted and False not in are_normal:
         raise UserError(
             f"defect set {uri}: no defects there{left_out}; put some into {{product}}/{{defect_type}}/, "
             "or name their folders in `types`"

@@ -6,7 +6,7 @@ it. So a resumed training sees what an uninterrupted one sees, and two processes
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from raygen import images
 from raygen.models.dtgan import DTGANConfig
+from raygen.train.config import Balance
 
-Balance = Literal["cells", "defect_types", "none"]
 Load = Callable[[list[int]], np.ndarray]
 """Indices of photos to their pixels, uint8 (len, H, W, C)."""
 

@@ -1,10 +1,14 @@
-"""The recipe of a training."""
+"""The recipes of a training, one for each family."""
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from raygen.config import Config, Place
+from raygen.config import Config, Place, load_config, read_values
+from raygen.errors import UserError
+
+Balance = Literal["cells", "defect_types", "none"]
 
 
 class LossConfig(Config):
@@ -80,12 +84,15 @@ class TrainComputeConfig(Config):
     """How often lost workers are replaced, and the training goes on from its last checkpoint."""
 
 
-class TrainConfig(Config):
-    """Training DT-GAN on a defect set."""
+class TrainingConfig(Config):
+    """What the recipes of all families have in common."""
 
     defects: Place
     """The defect set: `{product}/{defect_type}/{id}.png` and `{product}/normal/{id}.png` with an optional
     metadata.csv, or the MVTec AD layout. Photos of the split "val" validate, those of "test" are not touched."""
+    more_defects: Place | None = None
+    """Another defect set, whose defects are learned from, too: say synthetic ones, as `raygen defects` writes them
+    of a run."""
     output: Place
     """The training's folder: checkpoints, metrics, sheets. Run the same command again to resume."""
     types: dict[str, str] = Field(default_factory=dict)
@@ -95,30 +102,17 @@ class TrainConfig(Config):
     keep_defects: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     """Product -> how many defects of each type to learn from, say {A = 20} for the paper's 20A. Default: all."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    preset: str = "paper-128"
-    """Sizes of the networks: a name in raygen.models.dtgan.PRESETS."""
-    ladder: Literal["a", "b", "c", "d", "e", "f", "g"] = "g"
-    """Rung of the paper's ablation (Table 15): "a" is StarGAN v2, "g" the whole of DT-GAN; see
-    raygen.models.dtgan.LADDER. Without `background_skip` below "e"."""
     model: dict[str, Any] = Field(default_factory=dict)
-    """Fields of raygen.models.dtgan.DTGANConfig that differ from the preset's."""
-    images: Annotated[int, Field(ge=1)] = 400_000
-    """The training's length, in images seen; the paper's 100,000 iterations of 4."""
-    batch_per_worker: Annotated[int, Field(ge=1)] = 4
-    balance: Literal["cells", "defect_types", "none"] = "cells"
-    """What is drawn equally often: the cells (product × defect type), the defect types (the paper), or photos."""
-    augment: bool = True
-    """The paper's random resized crops and horizontal flips."""
+    """Fields of the networks' sizes that differ from their defaults, or the preset's."""
+    images: Annotated[int, Field(ge=1)]
+    """The training's length, in images seen."""
+    batch_per_worker: Annotated[int, Field(ge=1)]
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: mixed precision, for GPUs."""
-    loss: LossConfig = LossConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint_every: Annotated[int, Field(ge=1)] = 20_000
     """Images between two checkpoints, each with metrics and a sample sheet: what a killed worker costs at most."""
     num_to_keep: Annotated[int, Field(ge=1)] = 2
     """The latest checkpoints that stay; the best one stays besides."""
-    references_per_cell: Annotated[int, Field(ge=1)] = 64
-    """Reference images of each product and defect type in a checkpoint's bank, at most."""
     compute: TrainComputeConfig = TrainComputeConfig()
 
     def identity(self) -> dict[str, Any]:
@@ -126,3 +120,131 @@ class TrainConfig(Config):
         workers with equal batches in all, one can go on for the other.)"""
         policy = {"output", "compute", "num_to_keep", "checkpoint_every", "references_per_cell"}
         return self.model_dump(mode="json", exclude=policy)
+
+
+class TrainConfig(TrainingConfig):
+    """Training DT-GAN on a defect set; its `model` holds fields of raygen.models.dtgan.DTGANConfig."""
+
+    family: Literal["dtgan"] = "dtgan"
+    preset: str = "paper-128"
+    """Sizes of the networks: a name in raygen.models.dtgan.PRESETS."""
+    ladder: Literal["a", "b", "c", "d", "e", "f", "g"] = "g"
+    """Rung of the paper's ablation (Table 15): "a" is StarGAN v2, "g" the whole of DT-GAN; see
+    raygen.models.dtgan.LADDER. Without `background_skip` below "e"."""
+    images: Annotated[int, Field(ge=1)] = 400_000
+    """The paper's 100,000 iterations of 4."""
+    batch_per_worker: Annotated[int, Field(ge=1)] = 4
+    balance: Balance = "cells"
+    """What is drawn equally often: the cells (product × defect type), the defect types (the paper), or photos."""
+    augment: bool = True
+    """The paper's random resized crops and horizontal flips."""
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    references_per_cell: Annotated[int, Field(ge=1)] = 64
+    """Reference images of each product and defect type in a checkpoint's bank, at most."""
+
+
+class AdaptiveConfig(Config):
+    """Adaptive discriminator augmentation (StyleGAN2-ADA): which transforms, and how their probability is found.
+    On inspected surfaces some may be wrong: rotations where the texture has a direction, the luma flip where
+    defects are darker, or brighter, than what is around."""
+
+    target: Annotated[float, Field(ge=-1, le=1)] = 0.6
+    """The mean sign of D's logits of real images that the probability is steered to."""
+    full_range: Annotated[int, Field(ge=1)] = 500_000
+    """Images over which the probability could go from 0 to 1."""
+    every: Annotated[int, Field(ge=1)] = 4
+    """Iterations between two adjustments."""
+    transforms: dict[str, Any] = Field(default_factory=dict)
+    """Fields of raygen.models.ada.AugmentConfig, say {rotate = false, luma_flip = false}."""
+
+
+class StyleGAN2TrainConfig(TrainingConfig):
+    """Training a StyleGAN2 with adaptive augmentation, on the normals of a defect set (DFM-GAN's stage 1); its
+    `model` holds fields of raygen.models.stylegan2.StyleGAN2Config. The defaults are StyleGAN2-ADA's at 256 px."""
+
+    family: Literal["stylegan2"] = "stylegan2"
+    images: Annotated[int, Field(ge=1)] = 3_000_000
+    batch_per_worker: Annotated[int, Field(ge=1)] = 16
+    mirror: bool = False
+    """Whether photos are flipped horizontally, every other time: for surfaces without a handedness."""
+    lr: Annotated[float, Field(gt=0)] = 2.5e-3
+    """Of Adam, for G and D."""
+    betas: tuple[float, float] = (0.0, 0.99)
+    r1_gamma: Annotated[float, Field(ge=0)] | None = None
+    """Weight of R1. Default: 0.0002 · image_size² / batch."""
+    r1_every: Annotated[int, Field(ge=1)] = 16
+    """R1 is a step of its own every so many iterations, and weighs so much more then."""
+    style_mixing: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """Share of images whose styles are two latents'."""
+    average_images: Annotated[float, Field(gt=0)] | None = None
+    """Images over which the moving average forgets half. Default: 312.5 · batch, that is batch · 10 / 32 kimg."""
+    average_ramp: Annotated[float, Field(ge=0)] | None = 0.05
+    """It forgets faster at first: at most this share of the images seen so far. None: from the start as later."""
+    path_length: Annotated[float, Field(ge=0)] = 2.0
+    """Weight of path length regularization."""
+    path_length_every: Annotated[int, Field(ge=1)] = 4
+    path_length_decay: Annotated[float, Field(gt=0, le=1)] = 0.01
+    adaptive: AdaptiveConfig = AdaptiveConfig()
+    learns: Literal["normals", "defects"] = "normals"
+    """"defects": the baseline of DFM-GAN's paper, a whole GAN tuned on the few defects, a label for each type."""
+    begin_with: Place | None = None
+    """A checkpoint of this family whose networks it goes on from (transfer)."""
+
+
+class DFMGANTrainConfig(TrainingConfig):
+    """Training DFM-GAN's residual blocks on the defects of a set that have masks (stage 2); its `model` holds
+    fields of raygen.models.dfmgan.DFMGANConfig, without the backbone. The defaults are the original's."""
+
+    family: Literal["dfmgan"] = "dfmgan"
+    backbone: Place
+    """What stage 1 left: a training's folder, or one of its checkpoints."""
+    images: Annotated[int, Field(ge=1)] = 400_000
+    batch_per_worker: Annotated[int, Field(ge=1)] = 16
+    mirror: bool = False
+    """As in stage 1."""
+    lr: Annotated[float, Field(gt=0)] = 2.5e-3
+    betas: tuple[float, float] = (0.0, 0.99)
+    r1_gamma: Annotated[float, Field(ge=0)] | None = None
+    """As in stage 1, of both discriminators."""
+    r1_every: Annotated[int, Field(ge=1)] = 16
+    style_mixing: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """Of normals and of defects, apart."""
+    average_images: Annotated[float, Field(gt=0)] | None = None
+    """As in stage 1."""
+    average_ramp: Annotated[float, Field(ge=0)] | None = None
+    match: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of D_match, which sees image and mask together; 0: without it. Watch the area of the masks; where
+    they come out blank or hug the border, less may be better (0.2)."""
+    mode_seeking: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the mode-seeking loss on masks."""
+    adaptive: AdaptiveConfig = AdaptiveConfig(full_range=100_000)
+
+
+RECIPES: dict[str, type[TrainingConfig]] = {
+    "dtgan": TrainConfig,
+    "stylegan2": StyleGAN2TrainConfig,
+    "dfmgan": DFMGANTrainConfig,
+}
+"""The recipe of each family."""
+
+
+def load_train_config(recipe: str | None, overrides: Sequence[str] = ()) -> TrainingConfig:
+    """Reads a training's recipe; its `family` (default "dtgan") says which keys it has.
+
+    Raises:
+        UserError: as `load_config` does, or no such family.
+    """
+    return load_config(_kind(read_values(recipe, overrides)), recipe, overrides)
+
+
+def parse_train_config(values: Mapping[str, Any]) -> TrainingConfig:
+    """The inverse of `model_dump`, of any family's."""
+    return _kind(values).model_validate(values)
+
+
+def _kind(values: Mapping[str, Any]) -> type[TrainingConfig]:
+    family = values.get("family", "dtgan")
+    if family not in tuple(RECIPES):  # it may be anything, also what has no hash
+        raise UserError(f"family = {family!r}: choose from {', '.join(RECIPES)}")
+    return RECIPES[family]

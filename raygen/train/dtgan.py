@@ -30,9 +30,7 @@ from raygen.records import MODES, Mode
 from raygen.train import losses
 from raygen.train.batches import Batch
 from raygen.train.config import LossConfig, OptimizerConfig, TrainConfig
-
-Terms = dict[str, Tensor]
-"""Name of a loss term -> its value before it is weighted, ()."""
+from raygen.train.loop import Terms
 
 
 class Translator(nn.Module):

@@ -27,7 +27,7 @@ from raygen import storage
 from raygen.checkpoint import BEST, CONFIG
 from raygen.data.defects import Photo
 from raygen.errors import UserError
-from raygen.train.config import TrainConfig
+from raygen.train.config import TrainingConfig
 
 RUN, STATE, SHEET, DIVERGED = "run.json", "state.pt", "sheet.png", "diverged.json"
 
@@ -37,11 +37,11 @@ class TrainingRun(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    config: dict[str, Any]  # TrainConfig.identity() and all else of the command that began it
+    config: dict[str, Any]  # TrainingConfig.identity() and all else of the command that began it
     photos: str  # name of the frozen list
     products: tuple[str, ...]
     defect_types: tuple[str, ...]
-    model: dict[str, Any]  # DTGANConfig
+    model: dict[str, Any]  # the networks' sizes, as the family has them
     command: str
 
 
@@ -91,13 +91,14 @@ class TrainingFolder:
         assert found is not None
         return found
 
-    def refuse_another(self, run: TrainingRun, config: TrainConfig) -> None:
+    def refuse_another(self, run: TrainingRun, config: TrainingConfig) -> None:
         """Raises UserError unless the training in the folder is the one that the config asks for."""
-        begun = {**type(config)(defects="", output="").identity(), **run.config}  # older ones lack newer keys
+        # Older ones lack newer keys, and had what is their default now.
+        begun = {**type(config).model_construct().identity(), **run.config}
         for key, wanted in config.identity().items():
-            if begun[key] != wanted:
+            if begun.get(key) != wanted:
                 raise UserError(
-                    f"{self.uri} holds another training: its {key} is {begun[key]!r}, not {wanted!r}; "
+                    f"{self.uri} holds another training: its {key} is {begun.get(key)!r}, not {wanted!r}; "
                     "choose another output, or go back to that config"
                 )
 

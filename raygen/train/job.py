@@ -4,26 +4,26 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from raygen import storage
 from raygen.config import check_writable, refuse_lost_places
 from raygen.data.defects import load_photos
-from raygen.errors import PromiseError, UserError
-from raygen.models.dtgan import LADDER, PRESETS, DTGANConfig
+from raygen.errors import PromiseError
 from raygen.show import duration
-from raygen.train.batches import BatchMaker, to_batch
-from raygen.train.config import TrainConfig
-from raygen.train.dtgan import Training, iterate
+from raygen.train.config import TrainingConfig
+from raygen.train.families import family_of
+from raygen.train.family import Family
 from raygen.train.folder import DIVERGED, TrainingFolder, TrainingRun, photos_name
-from raygen.train.photos import TRAINING_SPLITS, DefectSet, in_memory
+from raygen.train.loop import World
+from raygen.train.photos import TRAINING_SPLITS, DefectSet
 
 
-def train(config: TrainConfig, say: Callable[[str], None] = print) -> None:
-    """Trains DT-GAN as a config asks for; goes on where an earlier attempt ended, does nothing twice.
+def train(config: TrainingConfig, say: Callable[[str], None] = print) -> None:
+    """Trains what a config asks for; goes on where an earlier attempt ended, does nothing twice.
 
     Args:
         config: the recipe.
@@ -33,7 +33,7 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> None:
         UserError: a wrong config, defect set or output; before any work starts.
         PromiseError: a loss became non-finite; the last good checkpoint stays.
     """
-    refuse_lost_places({"defects": config.defects, "output": config.output})
+    refuse_lost_places(_places(config))
     config = _with_absolute_places(config)
     folder = TrainingFolder(config.output)
     run = folder.read_run()
@@ -44,7 +44,8 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> None:
             load_photos(defects.photos, 32, 1)
         run = folder.begin(run, defects.photos)
     folder.refuse_another(run, config)
-    _say_what(run, DefectSet(folder.read_photos(run), run.products, run.defect_types), say)
+    family = family_of(config)(config, run)
+    _say_what(family, DefectSet(folder.read_photos(run), run.products, run.defect_types), say)
     done = folder.checkpoints()
     if done and done[-1] >= config.images:
         say(f"{config.output} is complete: nothing to do")
@@ -59,7 +60,7 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> None:
     _say_result(config, folder, say)
 
 
-def dry_run(config: TrainConfig, say: Callable[[str], None] = print) -> None:
+def dry_run(config: TrainingConfig, say: Callable[[str], None] = print) -> None:
     """Says what `train` would do and how long it would take on a machine like this one; writes nothing."""
     config = _with_absolute_places(config)
     run, defects = _draft(config)
@@ -71,87 +72,65 @@ def dry_run(config: TrainConfig, say: Callable[[str], None] = print) -> None:
         say(
             f"{config.output} holds this training: {seen[-1] if seen else 0:,} images seen at its last checkpoint"
         )
-    _say_what(run, defects, say)
-    seconds = seconds_per_image(config, DTGANConfig(**run.model), defects)
+    family = family_of(config)(config, run)
+    _say_what(family, defects, say)
+    seconds = seconds_per_image(config, family, defects)
     device = "GPU" if torch.cuda.is_available() else "CPU"
     say(f"one image takes {seconds:.2f} s in one process on this machine's {device}: all take about")
     say(f"{duration(seconds * config.images)} in one process; n processes of their own take an nth of it")
 
 
-def seconds_per_image(config: TrainConfig, sizes: DTGANConfig, defects: DefectSet) -> float:
+def seconds_per_image(config: TrainingConfig, family: Family[Any], defects: DefectSet) -> float:
     """Seconds of one full step for each of its images, in this process; measured over a few."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    learning = defects.part(TRAINING_SPLITS)
-    num_kept = min(64, len(learning.photos))
-    load = in_memory(learning.photos[:num_kept], sizes)
-    training = Training.start(config, sizes, device)
-    make = BatchMaker(
-        learning.sampler(config), lambda rows: load([row % num_kept for row in rows]), sizes, config.augment
-    )
-
-    def step() -> None:
-        batch = to_batch(make(range(config.batch_per_worker))).to(device)
-        iterate(training, training.networks, batch, config, config.batch_per_worker)
-
-    training.images_seen = config.optimizer.head_start
-    step()  # warms up
+    training = family.start(device)
+    make = family.maker(defects.part(TRAINING_SPLITS), in_memory=False)
+    family.warm(training)
+    step = family.stepper(training, World())
+    fields = make(range(config.batch_per_worker))
+    step(fields)  # warms up
     started = time.perf_counter()
     for _ in range(3):
-        step()
+        step(fields)
     return (time.perf_counter() - started) / (3 * config.batch_per_worker)
 
 
-def _with_absolute_places(config: TrainConfig) -> TrainConfig:
+def _with_absolute_places(config: TrainingConfig) -> TrainingConfig:
     """Ray Train's workers work in a folder of their own."""
-    places = {"defects": config.defects, "output": config.output}
-    local = {key: str(Path(uri).absolute()) for key, uri in places.items() if storage.is_local(uri)}
-    return config.model_copy(update=local)
+    local = {key: uri for key, uri in _places(config).items() if storage.is_local(uri)}
+    return config.model_copy(update={key: str(Path(uri).absolute()) for key, uri in local.items()})
 
 
-def _draft(config: TrainConfig) -> tuple[TrainingRun, DefectSet]:
+def _places(config: TrainingConfig) -> dict[str, str]:
+    """The keys of a recipe that name places, and what they name."""
+    keys = ("defects", "more_defects", "output", "backbone", "begin_with")
+    return {key: uri for key in keys if (uri := getattr(config, key, None))}
+
+
+def _draft(config: TrainingConfig) -> tuple[TrainingRun, DefectSet]:
     """What the config asks for, and the photos there are now."""
-    defects = DefectSet.read(config)
-    sizes = network_sizes(config, len(defects.products), 1 + len(defects.defect_types))
+    model, defects = family_of(config).draft(config)
     run = TrainingRun(
         config=config.model_dump(mode="json"),
         photos=photos_name(defects.photos),
         products=defects.products,
         defect_types=defects.defect_types,
-        model=asdict(sizes),
+        model=model,
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     )
     return run, defects
 
 
-def network_sizes(config: TrainConfig, num_products: int, num_domains: int) -> DTGANConfig:
-    """The preset with the recipe's changes, for a defect set.
-
-    Raises:
-        UserError: no such preset or field, or a value out of range.
-    """
-    if config.preset not in PRESETS:
-        raise UserError(f"preset = {config.preset!r}: choose from {', '.join(PRESETS)}")
-    counts = {"num_products": num_products, "num_domains": num_domains}
-    for name in counts:
-        if name in config.model:
-            raise UserError(f"model.{name}: is counted from the defect set; leave it out")
-    try:
-        return replace(PRESETS[config.preset], **{**LADDER[config.ladder], **config.model, **counts})
-    except (TypeError, ValueError) as error:
-        raise UserError(f"model: {error}; see raygen.models.dtgan.DTGANConfig") from None
-
-
-def _say_what(run: TrainingRun, defects: DefectSet, say: Callable[[str], None]) -> None:
+def _say_what(family: Family[Any], defects: DefectSet, say: Callable[[str], None]) -> None:
     say(defects.part(TRAINING_SPLITS).describe())
     held_back = len(defects.photos) - len(defects.part(TRAINING_SPLITS).photos)
-    sizes = DTGANConfig(**run.model)
     say(
-        f"{sizes.image_size} px, {sizes.channels} channel{'s' * (sizes.channels > 1)}, width {sizes.width:g}; "
+        f"{family.describe()}; "
         + (f"{held_back:,} photos held back" if held_back else "no photos of the split val: none held back")
     )
 
 
-def _say_result(config: TrainConfig, folder: TrainingFolder, say: Callable[[str], None]) -> None:
+def _say_result(config: TrainingConfig, folder: TrainingFolder, say: Callable[[str], None]) -> None:
     done, best = folder.checkpoints(), folder.best()
     last = (
         f"the last good checkpoint is {folder.checkpoint_uri(done[-1])}"

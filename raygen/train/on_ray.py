@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import ray
 import ray.train
 import ray.train.torch
@@ -19,23 +18,21 @@ import torch.distributed as dist
 from ray.data import DataContext, TaskPoolStrategy
 from ray.exceptions import RayError
 from ray.train.v2._internal.exceptions import RayTrainError  # what it says of a worker that is gone
-from torch.nn.parallel import DistributedDataParallel
 
 from raygen import storage
 from raygen.errors import PromiseError, UserError
-from raygen.models.dtgan import DTGANConfig
 from raygen.on_ray import living_nodes
-from raygen.train.batches import Batch, BatchMaker, to_batch
-from raygen.train.config import TrainConfig
-from raygen.train.dtgan import Networks, Training
+from raygen.train.config import TrainingConfig, parse_train_config
+from raygen.train.families import family_of
+from raygen.train.family import Fields, MakeBatch
 from raygen.train.folder import DIVERGED, TrainingFolder, TrainingRun
-from raygen.train.loop import DivergedError, Watcher, World, train
-from raygen.train.photos import TRAINING_SPLITS, DefectSet, from_storage, in_memory
+from raygen.train.loop import DivergedError, Training, Watcher, World, train
+from raygen.train.photos import TRAINING_SPLITS, DefectSet
 from raygen.train.recorder import Recorder
 from raygen.train.workers import plan_workers
 
 
-def run_training(config: TrainConfig, run: TrainingRun, say: Callable[[str], None] = print) -> None:
+def run_training(config: TrainingConfig, run: TrainingRun, say: Callable[[str], None] = print) -> None:
     """Trains on the cluster to the end of the recipe, from the last checkpoint on if there is one.
 
     Needs a running Ray.
@@ -88,32 +85,30 @@ def _user_error(failure: BaseException | None) -> UserError | None:
 
 def _worker(options: dict[str, Any]) -> None:
     """What each process of the training does."""
-    config, run = TrainConfig(**options["config"]), TrainingRun(**options["run"])
+    config, run = parse_train_config(options["config"]), TrainingRun(**options["run"])
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())
     # Ray's GPUs may be logical ones (in tests), torch's are not.
     device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(config.compute.cpus_per_worker)))
-    folder, sizes = TrainingFolder(config.output), DTGANConfig(**run.model)
+    folder, family = TrainingFolder(config.output), family_of(config)(config, run)
     defects = DefectSet(folder.read_photos(run), run.products, run.defect_types)
 
-    training = Training.start(config, sizes, device)
+    training = family.start(device)
     state = folder.latest_state(device)
     if state is not None:
         training.load_state_dict(state)
-    wrapped = training.networks
-    if world.size > 1:
-        wrapped = Networks(*(DistributedDataParallel(network) for _, network in training.networks.items()))
-    batches = _batches(config, defects.part(TRAINING_SPLITS), training, sizes, world)
-    watcher: Watcher = _Nobody()
+    make = family.maker(defects.part(TRAINING_SPLITS), in_memory=config.compute.loading == "memory")
+    batches = _batches(config, make, training.images_seen, world)
+    watcher: Watcher[Any] = _Nobody()
     if world.rank == 0:
         seconds = state["seconds"] if state else 0.0
-        watcher = Recorder(folder, run, config, defects, training.images_seen, seconds, say=_say)
+        watcher = Recorder(folder, run, config, family, defects, training.images_seen, seconds, say=_say)
         if state:
             _say(f"goes on at image {training.images_seen:,}")
     try:
-        train(training, wrapped, batches, config, world, watcher)
+        train(training, family.stepper(training, world), batches, config, world, watcher)
     except DivergedError as error:
         # Not raised further: Ray would start all again, to the same end. The driver finds this note.
         if world.rank == 0:
@@ -135,22 +130,14 @@ def _say(line: str) -> None:
     sys.stderr.flush()
 
 
-def _batches(
-    config: TrainConfig, defects: DefectSet, training: Training, sizes: DTGANConfig, world: World
-) -> Iterator[Batch]:
+def _batches(config: TrainingConfig, make: MakeBatch, images_seen: int, world: World) -> Iterator[Fields]:
     """This process's shares from now to the end, made ahead."""
-    load = (in_memory if config.compute.loading == "memory" else from_storage)(defects.photos, sizes)
-    make = BatchMaker(defects.sampler(config), load, sizes, config.augment)
-    starts = range(training.images_seen, config.images, config.batch_per_worker * world.size)
-    numbers = [world.numbers(images_seen, config) for images_seen in starts]
-    fields = _streamed if config.compute.loading == "stream" else _prefetched
-    return (to_batch(batch) for batch in fields(make, numbers))
+    starts = range(images_seen, config.images, config.batch_per_worker * world.size)
+    numbers = [world.numbers(start, config) for start in starts]
+    return (_streamed if config.compute.loading == "stream" else _prefetched)(make, numbers)
 
 
-Fields = dict[str, np.ndarray]
-
-
-def _prefetched(make: BatchMaker, numbers: Sequence[range]) -> Iterator[Fields]:
+def _prefetched(make: MakeBatch, numbers: Sequence[range]) -> Iterator[Fields]:
     """Makes the next batch in a thread while this one is learned from."""
     with ThreadPoolExecutor(1) as thread:
         waiting = thread.submit(make, numbers[0]) if numbers else None
@@ -161,7 +148,7 @@ def _prefetched(make: BatchMaker, numbers: Sequence[range]) -> Iterator[Fields]:
                 yield ready.result()
 
 
-def _streamed(make: BatchMaker, numbers: Sequence[range]) -> Iterator[Fields]:
+def _streamed(make: MakeBatch, numbers: Sequence[range]) -> Iterator[Fields]:
     """Makes batches ahead in tasks of Ray Data, whose object store bounds how far; in order."""
     DataContext.get_current().execution_options.preserve_order = True
     batches = ray.data.range(len(numbers), override_num_blocks=-(-len(numbers) // 16)).map(

@@ -9,7 +9,7 @@ from raygen.models.dtgan import NORMAL as NORMAL_DOMAIN
 from raygen.models.dtgan import DTGANConfig
 from raygen.show import draw_sheet
 from raygen.train.dtgan import Networks
-from raygen.train.photos import DefectSet, from_storage
+from raygen.train.photos import DefectSet, loader
 
 ROWS_PER_PRODUCT = 2
 _MAX_PRODUCTS = 8
@@ -39,7 +39,7 @@ def _row(
 ) -> list[np.ndarray]:
     device = next(networks.mapping.parameters()).device
     random = np.random.Generator(np.random.Philox(key=np.array([seed, row], np.uint64)))
-    load = from_storage(defects.photos, sizes)
+    load = loader(defects.photos, sizes, in_memory=False)
     domains = np.array(defects.domains)
     own = np.array([photo.product == product for photo in defects.photos])
 

@@ -26,7 +26,7 @@ from raygen.models.dtgan import DTGANConfig
 from raygen.train.batches import BatchMaker, Sampler, to_batch
 from raygen.train.config import TrainConfig
 from raygen.train.dtgan import Networks, Training, iterate
-from raygen.train.job import network_sizes
+from raygen.train.dtgan_family import network_sizes
 from raygen.train.loop import World
 
 

@@ -19,7 +19,7 @@ from raygen.records import NORMAL
 from raygen.train.batches import BatchMaker, Sampler, to_batch
 from raygen.train.config import TrainConfig
 from raygen.train.dtgan import Training, discriminator_objective, head_start_terms
-from raygen.train.job import network_sizes
+from raygen.train.dtgan_family import network_sizes
 
 PLACES = ["defects=/none", "output=/none"]
 
