@@ -27,8 +27,10 @@ from raygen.generate.plan import open_run
 from raygen.generate.sampling import DefectGenerator, Samples, Windows, sample
 from raygen.generate.shards import write_manifest
 from raygen.generate.stages import GenerateActor, read_shard, write_shard
+from raygen.models.dfmgan import DFMGANConfig, DFMGANGenerator
 from raygen.models.dtgan import Discriminator, DTGANConfig, MappingNetwork
 from raygen.models.joint import build_generator
+from raygen.models.stylegan2 import StyleGAN2Config
 from raygen.records import SampleRequest
 
 TINY = DTGANConfig(
@@ -96,6 +98,42 @@ def write_checkpoint(
         REFERENCE_CODES: codes,
     }
     return save_checkpoint(uri, config, tensors, tuple(bank))
+
+
+TINY_DFMGAN = DFMGANConfig(
+    backbone=StyleGAN2Config(
+        image_size=32, channels=1, num_products=3, latent_dim=8, w_dim=8, channel_base=256, channel_max=16
+    ),
+    num_types=2,
+)
+
+
+def write_dfmgan_checkpoint(uri: str, sizes: DFMGANConfig = TINY_DFMGAN, seed: int = 0) -> Checkpoint:
+    """Writes a DFM-GAN checkpoint of random weights, with noise, whose defects lie here and there.
+
+    Noise begins at zero, w hardly depends on z, and would hide mistakes; and the images of a fresh backbone are
+    mostly beyond white and black.
+    """
+    torch.manual_seed(seed)
+    generator = DFMGANGenerator(sizes).eval()
+    with torch.no_grad():
+        for name, parameter in generator.named_parameters():
+            if name.endswith("strength"):
+                parameter.fill_(0.3)
+            if ".to_image." in name and name.endswith(".weight"):
+                parameter.mul_(0.2)
+    config = CheckpointConfig(
+        family="dfmgan",
+        model=sizes.as_dict(),
+        image_size=sizes.backbone.image_size,
+        channels=sizes.backbone.channels,
+        products=surfaces.PRODUCTS[: sizes.backbone.num_products],
+        defect_types=surfaces.DEFECT_TYPES[: sizes.num_types],
+        images_seen=1,
+        trained_on="nothing: random weights",
+    )
+    weights = {f"generator.{name}": value for name, value in generator.state_dict().items()}
+    return save_checkpoint(uri, config, {GENERATOR: weights})
 
 
 def make_samples(

@@ -5,7 +5,7 @@ import pytest
 
 from raygen.generate.config import GateConfig
 from raygen.generate.gate import RULES, failed_rule, merit
-from raygen.generate.sampling import Made, Views, Windows, sample
+from raygen.generate.sampling import Made, TakesPhotographs, Views, Windows, sample
 from raygen.records import SCORES, SampleRequest
 
 GOOD = {
@@ -69,7 +69,7 @@ def test_the_best_passes_most_rules_and_is_surest_of_its_type() -> None:
     assert early > merit("min_type_prob", {**GOOD, "type_prob": None})
 
 
-class Scripted:
+class Scripted(TakesPhotographs):
     """A generator whose type_prob is the seed's last two digits, over 100, and whose pixels are the seed's."""
 
     is_judged = True

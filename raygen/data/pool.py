@@ -1,6 +1,7 @@
 """The pool: a large set of normals in storage, listed as a stream and read one by one."""
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,20 +25,42 @@ class Normal(NamedTuple):
     etag: str | None
 
 
-def index_pool(pool_uri: str, product: str | None = None) -> Iterator[Normal]:
+SEEDS = "seeds:"
+
+
+def is_drawn(pool_uri: str) -> bool:
+    """Whether the pool is a range of seeds, whose normals a generator draws itself."""
+    return pool_uri.startswith(SEEDS)
+
+
+def seed_of(normal_uri: str) -> int:
+    """The seed of a normal that is drawn."""
+    return int(normal_uri.removeprefix("seed:"))
+
+
+def drawn_sha256(normal_uri: str, product: str) -> str:
+    """What stands for the content of a normal that is drawn: its seed and product decide it."""
+    return hashlib.sha256(f"{product}/{normal_uri}".encode()).hexdigest()
+
+
+def index_pool(pool_uri: str, product: str | None = None, products: Sequence[str] = ()) -> Iterator[Normal]:
     """Streams the normals of a pool in a fixed order.
 
     Args:
         pool_uri: a folder of images (`{product}/**/*.png` …) or of Parquet files with an `image` column and a
-            `product` column; one such Parquet file; or a Parquet or CSV manifest with `uri, product`.
+            `product` column; one such Parquet file; a Parquet or CSV manifest with `uri, product`; or
+            `seeds:FIRST-END`, normals that a generator draws.
         product: the product of every normal, where neither folders nor a column tell it.
+        products: those that take turns, where a generator draws the normals.
 
     Raises:
         UserError: a missing or empty pool, an image without a product, a manifest without its columns or with
             a URI that stands in it twice.
     """
     pool_uri = storage.normalize(pool_uri)
-    if pool_uri.lower().endswith(".csv"):
+    if is_drawn(pool_uri):
+        normals = _index_seeds(pool_uri, [product] if product else products)
+    elif pool_uri.lower().endswith(".csv"):
         normals = _index_manifest(pool_uri, _read_csv(pool_uri), product)
     elif pool_uri.lower().endswith(".parquet"):
         try:
@@ -55,6 +78,14 @@ def index_pool(pool_uri: str, product: str | None = None) -> Iterator[Normal]:
     if empty:
         kinds = " ".join(extension.removeprefix(".") for extension in EXTENSIONS)
         raise UserError(f"pool {pool_uri}: no images there; expected {{product}}/**/*.({kinds} parquet)")
+
+
+def _index_seeds(pool_uri: str, products: Sequence[str]) -> Iterator[Normal]:
+    match = re.fullmatch(rf"{SEEDS}(\d+)-(\d+)", pool_uri)
+    if not match or int(match[1]) >= int(match[2]) or int(match[2]) > 2**63:
+        raise UserError(f"pool {pool_uri}: write {SEEDS}FIRST-END, say {SEEDS}0-1000000 for a million")
+    for seed in range(int(match[1]), int(match[2])):
+        yield Normal(f"seed:{seed}", products[seed % len(products)], 0, None)
 
 
 def _index_folder(pool_uri: str, product: str | None) -> Iterator[Normal]:

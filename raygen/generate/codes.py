@@ -71,7 +71,7 @@ class Codes:
         """Style and content, M rows each, from the mapping network; z and the per-pixel noise come from each
         seed's own stream (Philox: the same numbers on every machine)."""
         parts = [self.sizes.latent_dim, self.sizes.noise_size]
-        drawn = np.stack([_stream(seed).standard_normal(sum(parts), np.float32) for seed in seeds])
+        drawn = np.stack([stream(seed).standard_normal(sum(parts), np.float32) for seed in seeds])
         z, noise = self.batches.pad(torch.from_numpy(drawn).to(self.batches.device)).split(parts, dim=1)
         with self.batches.autocast():
             return self.mapping.for_domain(z, self.domains[defect_type], noise)
@@ -83,7 +83,7 @@ class Codes:
         banks = {product: self._bank(defect_type, product) for product in set(products)}
         return np.array(
             [
-                banks[product][int(_stream(seed).integers(len(banks[product])))]
+                banks[product][int(stream(seed).integers(len(banks[product])))]
                 for seed, product in zip(seeds, products, strict=True)
             ]
         )
@@ -140,5 +140,6 @@ def read_bank(checkpoint: Checkpoint, sizes: DTGANConfig) -> tuple[torch.Tensor,
     return codes["style"], codes["content"]
 
 
-def _stream(seed: int) -> np.random.Generator:
+def stream(seed: int) -> np.random.Generator:
+    """A seed's own stream of numbers: Philox, the same on every machine."""
     return np.random.Generator(np.random.Philox(key=int(seed)))

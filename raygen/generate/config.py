@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from raygen.config import ActorPoolConfig, Config, Place, distinct
+from raygen.data.pool import is_drawn
 from raygen.records import Layout, Mode
 
 Count = Annotated[int, Field(ge=1)]
@@ -38,6 +39,14 @@ class MaskConfig(Config):
     as a share of where it begins. So it has no hard edge."""
 
 
+class InvertConfig(Config):
+    """How DFM-GAN finds the styles that draw a given normal."""
+
+    steps: Annotated[int, Field(ge=1)] = 150
+    """Of Adam, on the styles."""
+    lr: Annotated[float, Field(gt=0)] = 0.05
+
+
 class GateConfig(Config):
     """Rules that a sample must pass to be accepted, on the scores of `raygen.records.SCORES`; tried in this order,
     and the first that fails is the sample's `reject_reason`. A rule on a score that is null passes."""
@@ -64,7 +73,8 @@ class GenerateConfig(Config):
 
     pool: Place
     """Where the normals are: `s3://bucket/prefix/` or a folder, `{product}/**/*.png` (jpg, bmp, tif, webp); a
-    Parquet or CSV manifest with `uri, product`; or Parquet with an `image` column and `product`."""
+    Parquet or CSV manifest with `uri, product`; Parquet with an `image` column and `product`; or, for DFM-GAN,
+    `seeds:0-1000000`: as many normals that it draws itself, of its products in turn."""
     output: Place
     """The run folder: `s3://bucket/prefix/` or a folder. One run, one folder."""
     checkpoint: Place
@@ -96,6 +106,8 @@ class GenerateConfig(Config):
     """With `native`: a folder of `{product}.png`, white where defects may lie, stretched over the normal."""
     masks: bool = True
     """Whether samples get masks and scores; without them nothing is gated."""
+    write_normals: bool = False
+    """Whether a normal that is drawn is a sample, too, of the defect type "normal"."""
     normals_per_shard: Annotated[int, Field(ge=1)] = 256
     """Normals of one shard: the unit of work, of retry and of commit."""
     layout: Layout = "parquet"
@@ -112,6 +124,7 @@ class GenerateConfig(Config):
     max_reject_rate: Annotated[float, Field(ge=0, le=1)] = 0.01
     """The run fails (exit code 3) when more than this share of the pool cannot be used."""
     mask: MaskConfig = MaskConfig()
+    invert: InvertConfig = InvertConfig()
     gate: GateConfig = GateConfig()
     compute: ComputeConfig = ComputeConfig()
 
@@ -123,6 +136,10 @@ class GenerateConfig(Config):
             raise ValueError(
                 'native = true wants composition = "residual": a reconstructed window shows its frame'
             )
+        if is_drawn(self.pool) and self.native:
+            raise ValueError("native is for photographs, and this pool is seeds")
+        if self.write_normals and not is_drawn(self.pool):
+            raise ValueError("write_normals is for normals that are drawn (pool = seeds:…)")
         if self.roi and not self.native:
             raise ValueError("roi says where windows may lie: it wants native = true")
         return self

@@ -11,9 +11,10 @@ from raygen import images
 from raygen.checkpoint import JUDGE, Checkpoint
 from raygen.generate.codes import Codes, MicroBatches, load_weights, read_bank, read_sizes
 from raygen.generate.config import GenerateConfig
+from raygen.generate.dfmgan import DFMGANSampler, StyleGAN2Sampler
 from raygen.generate.joint import JointDTGANGenerator
 from raygen.generate.masks import Defects, confine, find_defects
-from raygen.generate.sampling import DefectGenerator, Made, Views
+from raygen.generate.sampling import DefectGenerator, Made, TakesPhotographs, Views
 from raygen.generate.scores import Judge, Judgement, Novelty, contrast, preservation
 from raygen.models.dtgan import Generator, compose
 from raygen.models.dtgan_folded import FoldedGenerator
@@ -24,12 +25,18 @@ _FEWEST_FOR_MEDIAN = 8  # layers; the median of fewer may still hold a defect
 
 def load_generator(checkpoint: Checkpoint, config: GenerateConfig) -> DefectGenerator:
     """Builds the generator of a checkpoint on the GPU this process may use, else on the CPU."""
-    if checkpoint.config.family == "null":
-        return NullGenerator(checkpoint, config)
-    return (JointDTGANGenerator if checkpoint.config.is_joint else DTGANGenerator)(checkpoint, config)
+    match checkpoint.config.family:
+        case "null":
+            return NullGenerator(checkpoint, config)
+        case "dfmgan":
+            return DFMGANSampler(checkpoint, config)
+        case "stylegan2":
+            return StyleGAN2Sampler(checkpoint, config)
+        case "dtgan":
+            return (JointDTGANGenerator if checkpoint.config.is_joint else DTGANGenerator)(checkpoint, config)
 
 
-class NullGenerator:
+class NullGenerator(TakesPhotographs):
     """Copies the normal: what is left is the price of everything but the model, its masks and its scores."""
 
     is_judged = False
@@ -61,7 +68,7 @@ class _Drawn(NamedTuple):
     references: NDArray[np.int64]  # (n,)
 
 
-class DTGANGenerator:
+class DTGANGenerator(TakesPhotographs):
     """DT-GAN for inference: x̃ = B(x) + F(s, c), B once per view, F once per latent-guided sample, and the layers
     of the reference bank, which depend on no normal, once per checkpoint.
 

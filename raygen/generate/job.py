@@ -97,7 +97,7 @@ def _say_what(config: GenerateConfig, run: Run, checkpoint: Checkpoint, say: Cal
         say(
             f"WARNING: {', '.join(free)}: no region of interest in {config.roi}; defects may lie anywhere on them"
         )
-    if run.is_judged and JUDGE not in checkpoint.config.files:
+    if run.is_judged and checkpoint.config.family == "dtgan" and JUDGE not in checkpoint.config.files:
         say(f"WARNING: {checkpoint.uri} has no {JUDGE}: realism, type_prob and product_prob stay empty")
     if unseen := unseen_products(run, checkpoint):
         say(
@@ -141,7 +141,8 @@ def _price_of_a_normal(
     config: GenerateConfig, run: Run, checkpoint: Checkpoint
 ) -> tuple[dict[str, float], float] | None:
     """Median seconds by stage and mean bytes of one normal, measured on the pool's first few."""
-    pool = itertools.islice(index_pool(config.pool, config.product), config.micro_batch)
+    normals = index_pool(config.pool, config.product, checkpoint.config.products)
+    pool = itertools.islice(normals, config.micro_batch)
     plan = plan_table(list(pool), shard=0, first_row=0)
     started = time.perf_counter()
     normals, _ = read_planned(plan, config, run)

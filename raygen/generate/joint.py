@@ -11,13 +11,13 @@ from raygen.checkpoint import Checkpoint
 from raygen.generate.codes import Codes, MicroBatches, load_weights, read_bank, read_sizes
 from raygen.generate.config import GenerateConfig
 from raygen.generate.plan import refuse_missing_layers
-from raygen.generate.sampling import Made, Views
+from raygen.generate.sampling import Made, TakesPhotographs, Views
 from raygen.models.blocks import compose_resampling
 from raygen.models.joint import JointGenerator
 from raygen.records import SCORES, SampleRequest
 
 
-class JointDTGANGenerator:
+class JointDTGANGenerator(TakesPhotographs):
     """One decoder for inference: x̃ = G(x, s, c), the encoder's features once per view, the decoder once per
     sample. No mask can be read off a whole image, so that nothing is scored or gated.
 

@@ -20,12 +20,12 @@ import pyarrow.parquet as pq
 
 from raygen import __version__, storage
 from raygen.checkpoint import Checkpoint
-from raygen.data.pool import Normal, index_pool
+from raygen.data.pool import Normal, index_pool, is_drawn
 from raygen.data.runs import RUN, Run, read_run
 from raygen.errors import UserError
 from raygen.generate.config import GenerateConfig
 from raygen.generate.windows import read_region
-from raygen.records import PLAN_SCHEMA, SampleRequest, digest, plan_requests
+from raygen.records import NORMAL, PLAN_SCHEMA, SampleRequest, digest, plan_requests
 
 _MAX_SHARD_BYTES = 2**30  # of a shard's samples before they are encoded: a task holds them all at once
 
@@ -60,7 +60,9 @@ def draft_run(config: GenerateConfig, checkpoint: Checkpoint, plan_file: Path) -
     num_shards = 0
     with pq.ParquetWriter(plan_file, PLAN_SCHEMA, write_statistics=False) as writer:
         for shard, rows in enumerate(
-            _batched(index_pool(config.pool, config.product), config.normals_per_shard)
+            _batched(
+                index_pool(config.pool, config.product, checkpoint.config.products), config.normals_per_shard
+            )
         ):
             writer.write_table(plan_table(rows, shard, shard * config.normals_per_shard))
             products.update(normal.product for normal in rows)
@@ -101,6 +103,7 @@ def choose_requests(config: GenerateConfig, checkpoint: Checkpoint) -> tuple[Sam
             has no defect layers.
     """
     refuse_missing_layers(config, checkpoint)
+    _refuse_other_pools(config, checkpoint)
     known = checkpoint.config.defect_types
     for name in config.defect_types:
         if name not in known:
@@ -118,11 +121,33 @@ def choose_requests(config: GenerateConfig, checkpoint: Checkpoint) -> tuple[Sam
             f"samples_per_cell names {', '.join(counts)}, and the defect types are {', '.join(wanted)}; give each "
             "its number, and leave types out by defect_types"
         )
-    return plan_requests(wanted, config.modes, counts)
+    requests = plan_requests(wanted, config.modes, counts)
+    return (SampleRequest(NORMAL, "latent", 0), *requests) if config.write_normals else requests
+
+
+def _refuse_other_pools(config: GenerateConfig, checkpoint: Checkpoint) -> None:
+    """Raises UserError if a family cannot take its normals from where the config has them."""
+    family = checkpoint.config.family
+    if is_drawn(config.pool):
+        if family not in ("dfmgan", "stylegan2"):
+            raise UserError(f"pool {config.pool}: {checkpoint.uri} draws no normals; name photographs")
+        if config.product and config.product not in checkpoint.config.products:
+            raise UserError(
+                f"product = {config.product!r}: {checkpoint.uri} draws {', '.join(checkpoint.config.products)}"
+            )
+    elif family == "stylegan2":
+        raise UserError(f"{checkpoint.uri} takes no photographs; set pool = seeds:0-1000, say")
+    elif family == "dfmgan" and config.composition != "residual":
+        raise UserError(
+            f"{checkpoint.uri} puts defects on photographs by residuals alone; set composition = "
+            '"residual", or pool = seeds:0-1000, say'
+        )
 
 
 def refuse_missing_layers(config: GenerateConfig, checkpoint: Checkpoint) -> None:
-    """Raises UserError if masks are asked of a checkpoint without defect layers, which they are read off."""
+    """Raises UserError if masks are asked of a checkpoint that has none."""
+    if config.masks and checkpoint.config.family == "stylegan2":
+        raise UserError(f"{checkpoint.uri}: a StyleGAN2 knows no masks; set masks = false")
     if config.masks and checkpoint.config.is_joint:
         mend = "set masks = false"
         if config.composition != "reconstruct":  # it, and native with it, is made of masks

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,15 @@ Seeds = Callable[[int], NDArray[np.int64]]
 class Windows(NamedTuple):
     """What samples are made on: V views of each of N normals, one for all requests or one for each."""
 
-    pixels: NDArray[np.uint8]  # (N, V, H, W, C), of the checkpoint's size
+    pixels: NDArray[np.uint8] | None  # (N, V, H, W, C), of the checkpoint's size; None where they are drawn
     products: list[str]  # (N,)
     allowed: NDArray[np.bool_] | None = None  # (N, V, H, W): where defects may lie; None for anywhere
+    seeds: list[int] | None = None  # (N,), of normals that the generator draws
+
+    def part(self, rows: slice) -> "Windows":
+        """Those of some of the normals."""
+        pixels, products, allowed, seeds = (None if field is None else field[rows] for field in self)
+        return Windows(pixels, products, allowed, seeds)  # type: ignore[arg-type]
 
 
 class Views(NamedTuple):
@@ -44,6 +50,12 @@ class Made(NamedTuple):
     references: NDArray[np.int64]  # (n,): row of the checkpoint's reference index; -1 for none
 
 
+class Rows(Protocol):
+    """Something of n views, that can be chosen from as an array can."""
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> Any: ...
+
+
 class DefectGenerator(Protocol):
     """What an actor holds."""
 
@@ -52,13 +64,32 @@ class DefectGenerator(Protocol):
     micro_batch: int
     """The most views it takes at once."""
 
-    def backgrounds(self, pixels: NDArray[np.uint8]) -> Any:
+    @property
+    def block(self) -> int | None:
+        """The most normals whose backgrounds shall be held at once; None for a shard's."""
+        ...
+
+    def draw_normals(self, seeds: Sequence[int], products: Sequence[str]) -> tuple[NDArray[np.uint8], Rows]:
+        """Draws n normals, one from each seed, (n, H, W, C), and their backgrounds; only asked of families that
+        can."""
+        ...
+
+    def backgrounds(self, pixels: NDArray[np.uint8]) -> Rows | None:
         """What samples of the same views have in common: (n, H, W, C) to something with n rows, or to None."""
         ...
 
     def make(self, views: Views, request: SampleRequest, seeds: NDArray[np.int64]) -> Made:
         """Makes a request on up to `micro_batch` views; `seeds`, (n,), are the only randomness."""
         ...
+
+
+class TakesPhotographs:
+    """What generators that draw no normals have in common."""
+
+    block = None
+
+    def draw_normals(self, seeds: Sequence[int], products: Sequence[str]) -> NoReturn:
+        raise AssertionError("the plan refuses this")
 
 
 @dataclass
@@ -81,8 +112,35 @@ def sample(
 ) -> Samples:
     """Makes every request on every normal, and again those that the gate refuses, with the next seed, until it
     accepts them or `max_attempts` are made; of several refused ones the best is kept (see `gate.merit`)."""
-    num_normals, num_views, *_ = windows.pixels.shape
-    flat = generator.backgrounds(windows.pixels.reshape(-1, *windows.pixels.shape[2:]))
+    num_normals = len(windows.products)
+    block = min(generator.block or num_normals, num_normals) or 1
+    parts = [slice(start, start + block) for start in range(0, max(1, num_normals), block)]
+    return _join(
+        [
+            _sample_block(
+                generator, windows.part(rows), requests, lambda attempt, rows=rows: seeds(attempt)[rows], gate
+            )
+            for rows in parts
+        ]
+    )
+
+
+def _sample_block(
+    generator: DefectGenerator,
+    windows: Windows,
+    requests: Sequence[SampleRequest],
+    seeds: Seeds,
+    gate: GateConfig,
+) -> Samples:
+    """`sample` of as many normals as their backgrounds fit into memory."""
+    if windows.seeds is not None:
+        drawn, flat = generator.draw_normals(windows.seeds, windows.products)
+        pixels = drawn[:, None]
+    else:
+        assert windows.pixels is not None
+        pixels = windows.pixels
+        flat = generator.backgrounds(pixels.reshape(-1, *pixels.shape[2:]))
+    num_normals, num_views = pixels.shape[:2]
     shape = (num_normals, len(requests))
     kept: list[list[Made | None]] = [[None] * len(requests) for _ in range(num_normals)]
     reasons, attempts = np.full(shape, None, object), np.zeros(shape, np.int64)
@@ -97,7 +155,7 @@ def sample(
             view = column % num_views
             for rows in _chunks(np.flatnonzero(pending[:, column]), generator.micro_batch):
                 views = Views(
-                    windows.pixels[rows, view],
+                    pixels[rows, view],
                     [windows.products[row] for row in rows.tolist()],
                     None if windows.allowed is None else windows.allowed[rows, view],
                     None if flat is None else flat[rows * num_views + view],
@@ -115,6 +173,18 @@ def sample(
                         kept_seeds[row, column] = wanted[row, column]
                     pending[row, column] = reason is not None
     return Samples(_stack(kept), reasons, attempts, num_attempts, kept_seeds)
+
+
+def _join(parts: Sequence[Samples]) -> Samples:
+    """The samples of several blocks as those of one."""
+    if len(parts) == 1:
+        return parts[0]
+    made = [part.made for part in parts]
+    names = [name for name in Made._fields if getattr(made[0], name) is not None]
+    whole = {name: np.concatenate([getattr(one, name) for one in made]) for name in names}
+    fields = ("reasons", "attempts", "num_attempts", "seeds")
+    rest = {name: np.concatenate([getattr(part, name) for part in parts]) for name in fields}
+    return Samples(made=Made(**{"layers": None, **whole}), **rest)
 
 
 def _chunks(rows: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:

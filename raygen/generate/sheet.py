@@ -1,12 +1,13 @@
 """The contact sheet: normals and what was made of them, side by side, for a person's eyes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from raygen import images
-from raygen.data.pool import read_normals
+from raygen.checkpoint import load_checkpoint
+from raygen.data.pool import is_drawn, read_normals, seed_of
 from raygen.data.runs import CellStats, Run, ShardStats, read_shard, sum_cells
 from raygen.generate.config import GenerateConfig
 from raygen.show import Outlined, draw_sheet
@@ -43,12 +44,8 @@ def contact_sheet(config: GenerateConfig, run: Run, stats: Sequence[ShardStats],
                 refused.setdefault(row["reject_reason"], []).append(_shown(row, run))
         uris = _spread(list(of_normal), num_rows)
         rows = groups.setdefault(f"{product}{_rates(cells, product) if run.is_judged else ''}", [])
-        for uri, raw in zip(uris, read_normals(uris, [None] * len(uris), num_threads=4), strict=True):
-            try:
-                normal = images.decode(
-                    raw.data or b"", run.image_size, run.channels, resize=True, max_pixels=config.max_pixels
-                )
-            except images.BadImageError:
+        for uri, normal in zip(uris, _normals(config, run, product, uris), strict=True):
+            if normal is None:
                 continue  # gone or changed since; the sheet shows the others
             made = [of_normal[uri].get(request) for request in requests]
             rows.append([normal, *(_shown(row, run) if row and row["accepted"] else None for row in made)])
@@ -57,6 +54,25 @@ def contact_sheet(config: GenerateConfig, run: Run, stats: Sequence[ShardStats],
         name = f"refused by {reason} ({num_refused:,} of all samples)"
         groups[name] = [_spread(shown, len(captions))]
     return draw_sheet(captions, groups, run.image_size)
+
+
+def _normals(
+    config: GenerateConfig, run: Run, product: str, uris: Sequence[str]
+) -> Iterator[np.ndarray | None]:
+    """Normals of a product at the model's size; None for what is of no use."""
+    if is_drawn(config.pool):
+        from raygen.generate.generators import load_generator  # torch
+
+        generator = load_generator(load_checkpoint(config.checkpoint), config)
+        yield from generator.draw_normals([seed_of(uri) for uri in uris], [product] * len(uris))[0]
+        return
+    for raw in read_normals(uris, [None] * len(uris), num_threads=4):
+        try:
+            yield images.decode(
+                raw.data or b"", run.image_size, run.channels, resize=True, max_pixels=config.max_pixels
+            )
+        except images.BadImageError:
+            yield None
 
 
 def _rates(cells: Iterable[CellStats], product: str) -> str:

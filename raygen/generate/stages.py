@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from raygen import images
 from raygen.checkpoint import Checkpoint, load_checkpoint
-from raygen.data.pool import read_normals
+from raygen.data.pool import drawn_sha256, is_drawn, read_normals, seed_of
 from raygen.data.runs import Run
 from raygen.errors import UserError
 from raygen.generate import shards
@@ -109,6 +109,10 @@ def read_shard(batch: pa.Table, config: GenerateConfig, run: Run) -> pa.Table:
 def read_planned(plan: pa.Table, config: GenerateConfig, run: Run) -> tuple[pa.Table, pa.Table]:
     """Some of a plan's rows -> the normals (NORMAL_SCHEMA), and those that cannot be used (REJECT_SCHEMA)."""
     uris, etags = plan["uri"].to_pylist(), plan["etag"].to_pylist()
+    if is_drawn(config.pool):
+        rows = zip(uris, plan["product"].to_pylist(), strict=True)
+        drawn = [{"uri": uri, "product": of, "sha256": drawn_sha256(uri, of)} for uri, of in rows]
+        return pa.Table.from_pylist(drawn, NORMAL_SCHEMA), REJECT_SCHEMA.empty_table()
     normals: list[dict[str, Any]] = []
     rejects: list[dict[str, Any]] = []
     raws = read_normals(uris, etags, config.compute.read_threads)
@@ -196,7 +200,6 @@ class GenerateActor:
     def sample(self, normals: pa.Table) -> pa.Table:
         """Normals (NORMAL_SCHEMA) -> their samples (GENERATED_SCHEMA)."""
         run, num_normals = self.run, normals.num_rows
-        side = run.image_size
         sha256s = normals["sha256"].to_pylist()
 
         def seeds(attempt: int) -> np.ndarray:
@@ -206,24 +209,7 @@ class GenerateActor:
             ]
             return np.array(found, np.int64).reshape(num_normals, len(run.requests))
 
-        # In one shard all normals are alike in this: one view each, or one for each request.
-        num_views = len(run.requests) if self.config.native else 1
-        pixels = [np.frombuffer(value.as_buffer(), np.uint8) for value in normals["pixels"]]
-        everywhere = np.ones(num_views * side * side, bool)
-        allowed = None
-        if self.config.roi:
-            allowed = np.array(
-                [
-                    np.frombuffer(value.as_buffer(), bool) if value.is_valid else everywhere
-                    for value in normals["allowed"]
-                ],
-                bool,
-            ).reshape(num_normals, num_views, side, side)
-        windows = Windows(
-            np.array(pixels, np.uint8).reshape(num_normals, num_views, side, side, run.channels),
-            normals["product"].to_pylist(),
-            allowed,
-        )
+        windows = self._windows(normals)
         samples = sample(self.generator, windows, run.requests, seeds, self.config.gate)
         made, uris = samples.made, [reference.uri for reference in self.checkpoint.references]
         layers = made.layers if self.config.native else None
@@ -240,6 +226,27 @@ class GenerateActor:
             "masks": [row.tobytes() for row in made.masks],
         }
         return pa.table(generated, GENERATED_SCHEMA)
+
+    def _windows(self, normals: pa.Table) -> Windows:
+        """What the samples of some normals are made on."""
+        run, side, products = self.run, self.run.image_size, normals["product"].to_pylist()
+        if is_drawn(self.config.pool):
+            return Windows(None, products, seeds=[seed_of(uri) for uri in normals["uri"].to_pylist()])
+        # In one shard all normals are alike in this: one view each, or one for each request.
+        num_views = len(run.requests) if self.config.native else 1
+        pixels = [np.frombuffer(value.as_buffer(), np.uint8) for value in normals["pixels"]]
+        everywhere = np.ones(num_views * side * side, bool)
+        allowed = None
+        if self.config.roi:
+            allowed = np.array(
+                [
+                    np.frombuffer(value.as_buffer(), bool) if value.is_valid else everywhere
+                    for value in normals["allowed"]
+                ],
+                bool,
+            ).reshape(normals.num_rows, num_views, side, side)
+        shape = (normals.num_rows, num_views, side, side, run.channels)
+        return Windows(np.array(pixels, np.uint8).reshape(shape), products, allowed)
 
 
 def _known(score: float) -> float | None:
