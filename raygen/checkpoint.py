@@ -173,7 +173,7 @@ def export_checkpoint(uri: str, target_uri: str, defects_uri: str | None = None)
         UserError: no checkpoint there, or a damaged one.
     """
     checkpoint = load_checkpoint(uri)
-    names = [GENERATOR, REFERENCE_CODES] + [JUDGE] * (JUDGE in checkpoint.config.files)
+    names = [name for name in (GENERATOR, REFERENCE_CODES, JUDGE) if name in checkpoint.config.files]
     config, references = checkpoint.config, checkpoint.references
     old = config.training.get("recipe", {}).get("defects")
     if defects_uri and old:

@@ -206,6 +206,17 @@ def test_the_mask_can_be_had_alone() -> None:
 
 
 @pytest.mark.usefixtures("two_threads")
+def test_the_mask_is_in_float32_under_mixed_precision() -> None:
+    """It is thresholded: eight bits of a mantissa would move the edge of a defect."""
+    generator, inputs = build(), draw()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        made = generator(*inputs)
+        whole = full_mask(made.mask, BACKBONE.image_size)
+    for mask in (made.mask, whole):
+        assert mask.dtype == torch.float32
+        assert not torch.equal(mask, mask.bfloat16().float()), "as if it had been rounded"
+
+
 def test_a_defect_s_bits_do_not_depend_on_the_rows_beside_it() -> None:
     """In eval mode, its mask's too, from z to image; five rows on two threads break a matrix product."""
     rows = 5

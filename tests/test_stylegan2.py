@@ -376,7 +376,7 @@ def test_noise_is_without_effect_at_first() -> None:
 
 @pytest.mark.parametrize("layer", range(7))
 def test_each_layer_takes_its_own_part_of_the_noise(layer: int) -> None:
-    """With strength in one layer only, its numbers change the image, no others do; never below its resolution."""
+    """With strength in one layer only, only its numbers change the image; and never below its resolution."""
     backbone = Backbone(TINY)
     nn.init.constant_(styled_convs(backbone)[layer].strength, 0.5)
     ws, noise = latents(TINY)

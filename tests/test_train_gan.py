@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from factories import write_checkpoint
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
@@ -28,7 +29,7 @@ from raygen.data.defects import Photo
 from raygen.errors import UserError
 from raygen.models.ada import NUM_DRAWS, AugmentConfig
 from raygen.models.dfmgan import DFMGANConfig, DFMGANGenerator
-from raygen.models.stylegan2 import Backbone, StyleGAN2Config, repeat_w
+from raygen.models.stylegan2 import Backbone, MappingNetwork, StyleGAN2Config, repeat_w, upsample
 from raygen.train import dfmgan, losses, stylegan2
 from raygen.train.config import (
     AdaptiveConfig,
@@ -88,6 +89,9 @@ def recipe1(**changes: Any) -> StyleGAN2TrainConfig:
 def recipe2(**changes: Any) -> DFMGANTrainConfig:
     """A tiny recipe of stage 2, with some changes."""
     return DFMGANTrainConfig.model_validate({**COMMON, "backbone": "/backbone", **changes})
+
+
+MAKE: dict[str, Callable[..., AnyConfig]] = {"stylegan2": recipe1, "dfmgan": recipe2}
 
 
 def maker(config: AnyConfig, noisy_sizes: DFMGANConfig = DEFECTS) -> GANBatchMaker:
@@ -220,7 +224,7 @@ def test_the_average_forgets_faster_at_first() -> None:
     assert stylegan2.average_keep(config, 3200, 8) == pytest.approx(0.5 ** (8 / 160))
     assert stylegan2.average_keep(config, 20_000, 8) == pytest.approx(0.5 ** (8 / 1000))
     assert stylegan2.average_keep(config, 40_000, 8) == stylegan2.average_keep(config, 20_000, 8)
-    assert recipe2().average_ramp is None  # stage 2 goes on from what is trained
+    assert recipe2().average_ramp == 0  # stage 2 goes on from what is trained
     assert stylegan2.average_keep(recipe2(average_images=1000.0), 0, 8) == pytest.approx(0.5 ** (8 / 1000))
 
 
@@ -347,50 +351,43 @@ def test_the_mean_of_path_lengths_moves_by_its_decay() -> None:
         assert term.item() == pytest.approx((lengths - wanted).square().mean().item(), rel=1e-3)
 
 
-def test_the_average_is_that_of_the_weights() -> None:
-    config = recipe1(average_images=4.0, average_ramp=None)  # keeps half at every iteration
-    training = start1(config)
-    wanted = [p.detach().clone() for p in training.backbone.parameters()]
+def learned(training: AnyTraining) -> tuple[nn.Module, nn.Module]:
+    """What G's step trains, and its moving average."""
+    if isinstance(training, StyleGAN2Training):
+        return training.backbone, training.average
+    return training.generator.manipulation, training.average.manipulation
+
+
+@pytest.mark.parametrize("family", ["stylegan2", "dfmgan"])
+def test_the_average_is_that_of_the_weights(family: str) -> None:
+    config = MAKE[family](average_images=4.0, average_ramp=0)  # keeps half at every iteration
+    training = start(config)
+    network, average = learned(training)
+    wanted = [p.detach().clone() for p in network.parameters()]
     for _ in range(3):
         run(training, config, 1)
-        wanted = [
-            (mean + p.detach()) / 2 for mean, p in zip(wanted, training.backbone.parameters(), strict=True)
-        ]
-    for mean, parameter in zip(wanted, training.average.parameters(), strict=True):
+        wanted = [(mean + p.detach()) / 2 for mean, p in zip(wanted, network.parameters(), strict=True)]
+    for mean, parameter in zip(wanted, average.parameters(), strict=True):
         torch.testing.assert_close(parameter, mean, rtol=1e-5, atol=1e-6)
 
 
-def test_the_average_of_w_is_kept_with_both_networks() -> None:
-    """A 500th of the way at each iteration, to the mean of w as the mapping network then is."""
-    config = recipe1()
-    training = start1(config)
+@pytest.mark.parametrize("family", ["stylegan2", "dfmgan"])
+def test_the_average_of_w_is_kept_with_both_networks(family: str) -> None:
+    """A 500th of the way at each iteration, to the mean of w as the mapping network then is; of stage 2, the
+    defects' w."""
+    config = MAKE[family]()
+    training = start(config)
+    mapping, kept = (cast(MappingNetwork, network.get_submodule("mapping")) for network in learned(training))
     wanted = torch.zeros(8)
     for number in range(2):
         some = batch(config, range(4 * number, 4 * number + 4))
         iterated(training, some, config)
-        w = training.backbone.mapping(some.normals[GENERATOR].z, some.product).detach()
-        wanted = 0.998 * wanted + 0.002 * w.mean(dim=0)
-    torch.testing.assert_close(training.backbone.mapping.average, wanted)
-    assert torch.equal(training.average.mapping.average, training.backbone.mapping.average)
-
-
-def test_d_and_g_have_images_of_their_own() -> None:
-    """Neither step sees the other's latents."""
-    config = recipe1(path_length=0, style_mixing=0)
-    some = batch(config)
-    others = batch(config, range(100, 104))
-
-    def terms(role: int) -> dict[str, float]:
-        normals = list(some.normals)
-        normals[role] = others.normals[role]
-        mixed = some._replace(normals=(normals[0], normals[1]))
-        found = iterated(start1(recipe1(lr=1e-12, path_length=0, style_mixing=0)), mixed, config)
-        return {name: term.item() for name, term in found.items()}
-
-    plain = {name: term.item() for name, term in iterated(start1(config), some, config).items()}
-    assert terms(DISCRIMINATOR)["G/adversarial"] == plain["G/adversarial"]
-    assert terms(DISCRIMINATOR)["D/fake"] != plain["D/fake"]
-    assert terms(GENERATOR)["G/adversarial"] != plain["G/adversarial"]
+        latents, label = (
+            (some.normals, some.product) if family == "stylegan2" else (some.defects, some.defect_type)
+        )
+        wanted = 0.998 * wanted + 0.002 * mapping(latents[GENERATOR].z, label).detach().mean(dim=0)
+    torch.testing.assert_close(mapping.average, wanted)
+    assert torch.equal(kept.average, mapping.average)
 
 
 def test_weights_may_be_those_of_another_training() -> None:
@@ -435,18 +432,18 @@ def test_stage_2_trains_all_but_the_backbone() -> None:
     training.controller.p = 0.6
     generators = {"generator": training.generator, "average": training.average}
     frozen = {name: state_of(generator.backbone) for name, generator in generators.items()}
-    learned: dict[str, nn.Module] = {
+    trained_networks: dict[str, nn.Module] = {
         f"{name}.manipulation": generator.manipulation for name, generator in generators.items()
     }
-    learned |= {"discriminator": training.discriminator, "matcher": training.matcher}
-    before = {name: state_of(network) for name, network in learned.items()}
+    trained_networks |= {"discriminator": training.discriminator, "matcher": training.matcher}
+    before = {name: state_of(network) for name, network in trained_networks.items()}
     for terms in run(training, config, 5):
         assert all(math.isfinite(value) for value in terms.values()), terms
     assert training.controller.p != 0.6
     for name, generator in generators.items():
         assert not changed(generator.backbone, frozen[name]), name
         assert all(p.grad is None for p in generator.backbone.parameters())
-    for name, network in learned.items():
+    for name, network in trained_networks.items():
         for key, value in network.state_dict().items():
             assert not torch.equal(value, before[name][key]), f"{name}.{key}"
 
@@ -459,6 +456,54 @@ def test_the_terms_of_stage_2_come_when_they_are_due() -> None:
     for number, terms in enumerate(found):
         assert set(terms) == always | ({"D/r1", "D_match/r1"} if number % 3 == 0 else set())
         assert 0 <= terms["mask_area"] <= 1
+
+
+def test_terms_of_stage_1_are_what_d_says_of_images() -> None:
+    """Of the product they are drawn for; G's and D's images are drawn from latents of their own."""
+    config = recipe1(lr=1e-12, style_mixing=0)
+    training, some = start1(config), batch(config)
+    judge, label = training.discriminator, some.product
+    with torch.no_grad():
+        own, fakes = (
+            training.backbone(some.normals[role].z, label, some.normals[role].noise)
+            for role in (GENERATOR, DISCRIMINATOR)
+        )
+        wanted = {
+            "G/adversarial": F.softplus(-judge(own, label)).mean().item(),
+            "D/real": F.softplus(-judge(some.x, label)).mean().item(),
+            "D/fake": F.softplus(judge(fakes, label)).mean().item(),
+        }
+    found = iterated(training, some, config)
+    assert {name: found[name].item() for name in wanted} == pytest.approx(wanted, rel=1e-4)
+
+
+def test_terms_of_stage_2_are_what_both_say_of_images_and_masks() -> None:
+    """D of the image alone, by product and type; D_match of image and tanh(10 · mask), by the type."""
+    config = recipe2(lr=1e-12, style_mixing=0)
+    training, some = start2(config), batch(config)
+    generator, judge, matcher = training.generator, training.discriminator, training.matcher
+    cell, kind = 2 * some.product + some.defect_type, some.defect_type
+
+    def drawn(role: int) -> tuple[Tensor, Tensor]:
+        normal, defect = some.normals[role], some.defects[role]
+        ws = repeat_w(generator.backbone.mapping(normal.z, some.product), SIZES.num_ws)
+        made = generator(ws, normal.noise, generator.defect_ws(defect.z, kind), defect.noise)
+        mask = upsample(upsample(made.mask))  # from 8 × 8
+        return made.image, torch.cat([made.image, torch.tanh(10 * mask)], dim=1)
+
+    with torch.no_grad():
+        (own, own_pair), (fakes, fake_pairs) = drawn(GENERATOR), drawn(DISCRIMINATOR)
+        wanted = {
+            "G/adversarial": F.softplus(-judge(own, cell)).mean().item(),
+            "G/match": F.softplus(-matcher(own_pair, kind)).mean().item(),
+            "mask_area": (own_pair[:, 1] >= 0).float().mean().item(),
+            "D/real": F.softplus(-judge(some.x, cell)).mean().item(),
+            "D/fake": F.softplus(judge(fakes, cell)).mean().item(),
+            "D_match/real": F.softplus(-matcher(torch.cat([some.x, some.masks], dim=1), kind)).mean().item(),
+            "D_match/fake": F.softplus(matcher(fake_pairs, kind)).mean().item(),
+        }
+    found = iterated(training, some, config)
+    assert {name: found[name].item() for name in wanted} == pytest.approx(wanted, rel=1e-4)
 
 
 def test_without_matching_the_matcher_is_left_out() -> None:
@@ -549,7 +594,7 @@ def test_the_discriminator_goes_on_as_it_was_for_the_product() -> None:
 
 @pytest.mark.parametrize("family", ["stylegan2", "dfmgan"])
 def test_a_training_depends_on_its_seed_and_not_on_global_randomness(family: str) -> None:
-    make = recipe1 if family == "stylegan2" else recipe2
+    make = MAKE[family]
     torch.manual_seed(1)
     one, drawn = start(make(seed=4)), torch.rand(1)
     torch.manual_seed(2)
@@ -564,7 +609,7 @@ def test_a_training_depends_on_its_seed_and_not_on_global_randomness(family: str
 
 @pytest.mark.parametrize("family", ["stylegan2", "dfmgan"])
 def test_mixed_precision_steps_are_close_to_full_ones(family: str) -> None:
-    make = recipe1 if family == "stylegan2" else recipe2
+    make = MAKE[family]
     terms = {}
     for precision in ("float32", "bfloat16"):
         config = make(precision=precision, lr=1e-6)
@@ -614,7 +659,7 @@ def trained(
 def test_a_resumed_training_has_the_losses_of_an_uninterrupted_one_bit_for_bit(family: str) -> None:
     """Also between two updates of the augmentation, whose probability moves before and after."""
     adaptive = {"target": -1, "full_range": 100, "every": 2}
-    config = (recipe1 if family == "stylegan2" else recipe2)(adaptive=adaptive, mirror=True)
+    config = MAKE[family](adaptive=adaptive, mirror=True)
     begun, states = start(config), []
     begun.controller.p = 0.3
 
@@ -652,7 +697,7 @@ def test_a_resumed_training_has_the_losses_of_an_uninterrupted_one_bit_for_bit(f
 def test_a_weight_that_is_not_finite_stops_the_training_and_a_term_is_named(
     family: str, network: str, weight: str, term: str
 ) -> None:
-    config = (recipe1 if family == "stylegan2" else recipe2)()
+    config = MAKE[family]()
     seen = []
 
     def poison(now: AnyTraining) -> None:
@@ -668,7 +713,7 @@ def test_a_weight_that_is_not_finite_stops_the_training_and_a_term_is_named(
 
 @pytest.mark.parametrize("family", ["stylegan2", "dfmgan"])
 def test_every_network_s_weights_are_looked_at_before_a_checkpoint(family: str) -> None:
-    training = start(recipe1() if family == "stylegan2" else recipe2())
+    training = start(MAKE[family]())
     assert training.is_finite()
     for name, network in training.networks():
         parameter = next(iter(network.parameters()))
@@ -754,14 +799,7 @@ def of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Outcome]]
     return {name: [Outcome(*torch.load(folder / f"{name}-{rank}.pt")) for rank in range(2)] for name in CASES}
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        "stylegan2",
-        "dfmgan",
-        "mode seeking",
-    ],
-)
+@pytest.mark.parametrize("case", CASES)
 def test_two_processes_train_as_one_with_both_batches(case: str, of_two: dict[str, list[Outcome]]) -> None:
     """Losses, weights, averages and the augmentation's probability; in double precision, for Adam's first steps
     have the size of the rate however small a gradient is, and would make much of its rounding."""
@@ -982,14 +1020,17 @@ def open_family(config: AnyConfig) -> tuple[Any, DefectSet]:
 
 @pytest.fixture(scope="module")
 def stage1(tmp_path_factory: pytest.TempPathFactory) -> Stage1:
-    """After one iteration."""
+    """After two iterations, so that the average is not the weights."""
     root = tmp_path_factory.mktemp("stage1")
     write_defect_set(str(root / "defects"), num_normals=3, num_defects=2)
-    config = load("stylegan2", f"defects={root / 'defects'}", *(f"model.{size}" for size in MODEL))
+    sizes = [f"model.{size}" for size in MODEL]
+    config = load("stylegan2", f"defects={root / 'defects'}", "average_ramp=1000", *sizes)
     family, photos = open_family(config)
     training = family.start(CPU)
     learning = photos.part(TRAINING_SPLITS)
-    family.stepper(training, ALONE)(family.maker(learning, in_memory=True)(range(4)))
+    step, make = family.stepper(training, ALONE), family.maker(learning, in_memory=True)
+    for first in (0, 4):
+        step(make(range(first, first + 4)))
     contents = family.contents(training, learning)
     about = CheckpointConfig(
         family="stylegan2",
@@ -998,7 +1039,7 @@ def stage1(tmp_path_factory: pytest.TempPathFactory) -> Stage1:
         channels=contents.channels,
         products=photos.products,
         defect_types=photos.defect_types,
-        images_seen=4,
+        images_seen=8,
         trained_on="",
     )
     save_checkpoint(str(root / "checkpoint"), about, contents.tensors)
@@ -1040,6 +1081,7 @@ def test_stage_2_stands_on_what_stage_1_left(stage1: Stage1) -> None:
     assert family.sizes == DFMGANConfig(replace(SIZES, num_products=3), num_types=2, start=16)
     assert {photo.defect_type for photo in photos.photos} == set(surfaces.DEFECT_TYPES)
     training = family.start(CPU)
+    assert changed(stage1.training.backbone, state_of(stage1.training.average))
     assert not changed(training.generator.backbone, state_of(stage1.training.average))
     trunk = {name: value for name, value in training.discriminator.state_dict().items() if "out." not in name}
     theirs = stage1.training.discriminator.state_dict()
@@ -1102,6 +1144,8 @@ def test_a_sheet_is_a_picture_of_the_averaged_weights_alone(family: str, stage1:
             ["model.image_size=100"],
             "model: image_size must be a power of two in 32..512, not 100",
         ),
+        ("stylegan2", ["model.num_products=2"], "model.num_products: follows from the defect set"),
+        ("dfmgan", ["model.num_types=3"], "model.num_types: follows from the defect set"),
         ("dfmgan", ["model.depth=3"], "model: .*'depth'; see .*DFMGANConfig$"),
         ("dfmgan", ["model.start=12"], "model: start must be one of 8, 16, 32, or 0"),
         ("dfmgan", ["backbone={dtgan}"], 'backbone = .*: a checkpoint of dtgan; .* family = "stylegan2"'),

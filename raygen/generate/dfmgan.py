@@ -22,6 +22,7 @@ from raygen.generate.masks import Defects, confine
 from raygen.generate.plan import refuse_missing_layers
 from raygen.generate.sampling import Made, Views
 from raygen.generate.scores import contrast, preservation
+from raygen.models.blocks import channels_last
 from raygen.models.dfmgan import DFMGANConfig, DFMGANGenerator, Normals, full_mask
 from raygen.models.stylegan2 import Backbone, State, StyleGAN2Config, Synthesis, repeat_w
 from raygen.records import NORMAL, SCORES, SampleRequest
@@ -64,6 +65,7 @@ class DFMGANSampler:
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{checkpoint.uri}: its sizes are not DFM-GAN's ({error})") from None
         network = load_weights(DFMGANGenerator(self.sizes), checkpoint, "generator")
+        channels_last(network)
         self.network = network.requires_grad_(False).to(self.device)
         backbone = self.sizes.backbone
         self.image_shape = (backbone.channels, backbone.image_size, backbone.image_size)

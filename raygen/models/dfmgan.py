@@ -181,10 +181,10 @@ class DFMGANGenerator(nn.Module):
         for index, (_, block, block_ws, maps, image_w) in enumerate(self._upper(ws, noise)):
             residual = self._residual(index, x, defect_ws, [next(residual_maps), next(residual_maps)])
             if mask is None:
-                raw = mask = self._mask(residual, defect_ws)
+                raw = mask = self._mask(residual, defect_ws)  # float32
                 x = normals.features
             else:
-                mask = upsample(mask)
+                mask = upsample_mask(mask)
                 x = block.features(x, block_ws, maps)
             x = x + residual * (mask >= 0).to(residual.dtype)
             image = block.paint(image, x, image_w)
@@ -210,8 +210,10 @@ class DFMGANGenerator(nn.Module):
         return self.manipulation.blocks[index](x, defect_ws[:, 2 * index : 2 * index + 2], maps)
 
     def _mask(self, residual: Tensor, defect_ws: Tensor) -> Tensor:
-        # In float32, whatever autocast makes of the rest: it is thresholded.
-        return self.manipulation.to_mask(residual, defect_ws[:, -1]).float()
+        # In float32 at least, whatever autocast makes of the rest: it is thresholded.
+        precise = torch.promote_types(residual.dtype, torch.float32)
+        with torch.autocast(residual.device.type, enabled=False):
+            return self.manipulation.to_mask(residual.to(precise), defect_ws[:, -1].to(precise))
 
     def _upper(
         self, ws: Tensor, noise: Tensor
@@ -227,8 +229,14 @@ class DFMGANGenerator(nn.Module):
 def full_mask(raw: Tensor, image_size: int) -> Tensor:
     """A raw mask, (N, 1, first, first), at the image's size, still raw: upsampled as the generator does it."""
     while raw.shape[2] < image_size:
-        raw = upsample(raw)
+        raw = upsample_mask(raw)
     return raw
+
+
+def upsample_mask(raw: Tensor) -> Tensor:
+    """(N, 1, R, R) to (N, 1, 2 R, 2 R), in float32 also under autocast."""
+    with torch.autocast(raw.device.type, enabled=False):
+        return upsample(raw)
 
 
 def build_matcher(config: DFMGANConfig) -> Discriminator:

@@ -156,7 +156,7 @@ def modulated_conv(
 
     Args:
         x: (N, C, R, R).
-        weight: (C', C, k, k), k odd.
+        weight: (C', C, k, k), k odd; 3 with `up`.
         style: (N, C), the scale of every input channel.
         demodulate: whether outputs are brought to a variance of one.
         up: whether the resolution is doubled: zeros between the pixels, then the convolution, then the filter.

@@ -179,15 +179,16 @@ class StyleGAN2TrainConfig(TrainingConfig):
     """Share of images whose styles are two latents'."""
     average_images: Annotated[float, Field(gt=0)] | None = None
     """Images over which the moving average forgets half. Default: 312.5 · batch, that is batch · 10 / 32 kimg."""
-    average_ramp: Annotated[float, Field(ge=0)] | None = 0.05
-    """It forgets faster at first: at most this share of the images seen so far. None: from the start as later."""
+    average_ramp: Annotated[float, Field(ge=0)] = 0.05
+    """It forgets faster at first: at most this share of the images seen so far. 0: from the start as later, as a
+    training wants it that goes on from another."""
     path_length: Annotated[float, Field(ge=0)] = 2.0
     """Weight of path length regularization."""
     path_length_every: Annotated[int, Field(ge=1)] = 4
     path_length_decay: Annotated[float, Field(gt=0, le=1)] = 0.01
     adaptive: AdaptiveConfig = AdaptiveConfig()
     learns: Literal["normals", "defects"] = "normals"
-    """"defects": the baseline of DFM-GAN's paper, a whole GAN tuned on the few defects, a label for each type."""
+    """"defects": the baseline of DFM-GAN's paper, a whole GAN tuned on the few defects of one type."""
     begin_with: Place | None = None
     """A checkpoint of this family whose networks it goes on from (transfer)."""
 
@@ -212,7 +213,7 @@ class DFMGANTrainConfig(TrainingConfig):
     """Of normals and of defects, apart."""
     average_images: Annotated[float, Field(gt=0)] | None = None
     """As in stage 1."""
-    average_ramp: Annotated[float, Field(ge=0)] | None = None
+    average_ramp: Annotated[float, Field(ge=0)] = 0.0
     match: Annotated[float, Field(ge=0)] = 1.0
     """Weight of D_match, which sees image and mask together; 0: without it. Watch the area of the masks; where
     they come out blank or hug the border, less may be better (0.2)."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from raygen.models.ada import Controller
+from raygen.models.blocks import channels_last
 from raygen.models.dfmgan import SHARPNESS, DFMGANConfig, DFMGANGenerator, build_matcher, full_mask
 from raygen.models.stylegan2 import Discriminator, build_discriminator
 from raygen.train import losses
@@ -28,7 +29,6 @@ from raygen.train.stylegan2 import (
     adjust,
     autocast,
     average_keep,
-    channels_last,
     move_average,
     r1_weight,
     seen_by,

@@ -58,7 +58,7 @@ class DFMGANFamily:
             "num_types": len(defects.defect_types),
             "backbone": StyleGAN2Config(**stage1.config.model),
         }
-        sizes: DFMGANConfig = make_sizes(DFMGANConfig, {**config.model, **counted})
+        sizes: DFMGANConfig = make_sizes(DFMGANConfig, config.model, counted)
         return sizes.as_dict(), defects
 
     def describe(self) -> str:

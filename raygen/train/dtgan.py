@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raygen.models.blocks import compose_resampling
+from raygen.models.blocks import channels_last, compose_resampling
 from raygen.models.dtgan import (
     Discriminator,
     DTGANConfig,
@@ -90,9 +90,7 @@ def build_networks(sizes: DTGANConfig, seed: int) -> Networks:
         )
     for _, network in networks.items():
         compose_resampling(network)
-        for parameter in network.parameters():
-            if parameter.ndim == 4:  # pays on CPUs and on GPUs
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        channels_last(network)
     return networks
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from raygen.models.ada import AugmentConfig, Controller, augment
+from raygen.models.blocks import channels_last
 from raygen.models.stylegan2 import (
     Backbone,
     Discriminator,
@@ -89,7 +90,7 @@ def r1_weight(config: GANTrainConfig, image_size: int, batch_size: int) -> float
 def average_keep(config: GANTrainConfig, images_seen: int, batch_size: int) -> float:
     """What the moving average keeps of itself at an iteration."""
     half_life = 312.5 * batch_size if config.average_images is None else config.average_images
-    if config.average_ramp is not None:
+    if config.average_ramp:
         half_life = min(half_life, images_seen * config.average_ramp)
     return 0.5 ** (batch_size / max(half_life, 1e-8))
 
@@ -100,13 +101,6 @@ def move_average(average: nn.Module, network: nn.Module, keep: float) -> None:
     for mean, parameter in zip(average.parameters(), network.parameters(), strict=True):
         if parameter.requires_grad:
             mean.lerp_(parameter, 1 - keep)
-
-
-def channels_last(network: nn.Module) -> None:
-    """The form of kernels that pays on CPUs and on GPUs."""
-    for parameter in network.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def autocast(config: GANTrainConfig, device: torch.device) -> torch.autocast:

@@ -50,7 +50,7 @@ class StyleGAN2Family:
             if config.model:
                 raise UserError("model: is that of begin_with; leave it out")
             return begun.config.model, defects
-        sizes = make_sizes(StyleGAN2Config, {**config.model, "num_products": len(defects.products)})
+        sizes = make_sizes(StyleGAN2Config, config.model, {"num_products": len(defects.products)})
         return asdict(sizes), defects
 
     def describe(self) -> str:
@@ -139,14 +139,17 @@ def draw_latents(
     return z, random.standard_normal((count, noise_size), np.float32)
 
 
-def make_sizes(kind: Any, fields: Mapping[str, Any]) -> Any:
-    """Sizes of networks from a recipe's `model`.
+def make_sizes(kind: Any, fields: Mapping[str, Any], counted: Mapping[str, Any]) -> Any:
+    """Sizes of networks from a recipe's `model`, and from what is counted or read elsewhere.
 
     Raises:
         UserError: no such field, or a value out of range.
     """
+    for name in counted:
+        if name in fields:
+            raise UserError(f"model.{name}: follows from the defect set and the backbone; leave it out")
     try:
-        return kind(**fields)
+        return kind(**fields, **counted)
     except (TypeError, ValueError) as error:
         raise UserError(f"model: {error}; see {kind.__module__}.{kind.__name__}") from None
 
