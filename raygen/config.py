@@ -52,7 +52,7 @@ def refuse_lost_places(places: Mapping[str, str]) -> None:
         places: a recipe's key -> its URI.
     """
     for key, uri in places.items():
-        relative = storage.is_local(uri) and not uri.startswith(("/", "file://", "null:"))
+        relative = storage.is_local(uri) and not uri.startswith(("/", "file://", "null:", "seeds:"))
         if relative and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
             raise UserError(
                 f"{key} = {uri}: a Ray job works in a copy of this folder; give an absolute path or s3://"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from raygen.config import load_config
+from raygen.config import load_config, refuse_lost_places
 from raygen.errors import UserError
 from raygen.generate.config import GenerateConfig
 from raygen.models.ada import AugmentConfig
@@ -173,3 +173,16 @@ def test_identity_is_what_decides_samples() -> None:
         "resize=false",
     ):
         assert load(other).identity() != config.identity()
+
+
+def test_in_a_ray_job_places_are_absolute_and_what_is_no_place_goes_through(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    relative = {"pool": "normals"}
+    refuse_lost_places(relative)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    refuse_lost_places(
+        {"pool": "seeds:0-9", "checkpoint": "null:32x1", "output": "/out", "defects": "s3://b/d"}
+    )
+    with pytest.raises(UserError, match=r"pool = normals: a Ray job works in a copy"):
+        refuse_lost_places(relative)
