@@ -159,41 +159,49 @@ class AdaptiveConfig(Config):
     """Fields of raygen.models.ada.AugmentConfig, say {rotate = false, luma_flip = false}."""
 
 
-class StyleGAN2TrainConfig(TrainingConfig):
-    """Training a StyleGAN2 with adaptive augmentation, on the normals of a defect set (DFM-GAN's stage 1); its
-    `model` holds fields of raygen.models.stylegan2.StyleGAN2Config. The defaults are StyleGAN2-ADA's at 256 px."""
+class GANTrainConfig(TrainingConfig):
+    """What the two stages of DFM-GAN have in common; the defaults are StyleGAN2-ADA's at 256 px."""
 
-    family: Literal["stylegan2"] = "stylegan2"
-    images: Annotated[int, Field(ge=1)] = 3_000_000
     batch_per_worker: Annotated[int, Field(ge=1)] = 16
     mirror: bool = False
-    """Whether photos are flipped horizontally, every other time: for surfaces without a handedness."""
+    """Whether photos, and masks with them, are flipped horizontally every other time: for surfaces without a
+    handedness."""
     lr: Annotated[float, Field(gt=0)] = 2.5e-3
-    """Of Adam, for G and D."""
+    """Of Adam, for all networks."""
     betas: tuple[float, float] = (0.0, 0.99)
     r1_gamma: Annotated[float, Field(ge=0)] | None = None
-    """Weight of R1. Default: 0.0002 · image_size² / batch."""
+    """Weight of R1, for all discriminators. Default: 0.0002 · image_size² / batch."""
     r1_every: Annotated[int, Field(ge=1)] = 16
     """R1 is a step of its own every so many iterations, and weighs so much more then."""
     style_mixing: Annotated[float, Field(ge=0, le=1)] = 0.9
-    """Share of images whose styles are two latents'."""
+    """Share of images whose styles are two latents'; in stage 2 of normals and of defects, apart."""
     average_images: Annotated[float, Field(gt=0)] | None = None
     """Images over which the moving average forgets half. Default: 312.5 · batch, that is batch · 10 / 32 kimg."""
     average_ramp: Annotated[float, Field(ge=0)] = 0.05
     """It forgets faster at first: at most this share of the images seen so far. 0: from the start as later, as a
     training wants it that goes on from another."""
+    adaptive: AdaptiveConfig = AdaptiveConfig()
+
+
+class StyleGAN2TrainConfig(GANTrainConfig):
+    """Training a StyleGAN2 with adaptive augmentation, on the normals of a defect set (DFM-GAN's stage 1); its
+    `model` holds fields of raygen.models.stylegan2.StyleGAN2Config."""
+
+    family: Literal["stylegan2"] = "stylegan2"
+    images: Annotated[int, Field(ge=1)] = 3_000_000
     path_length: Annotated[float, Field(ge=0)] = 2.0
     """Weight of path length regularization."""
     path_length_every: Annotated[int, Field(ge=1)] = 4
+    """It is a step of its own, as R1."""
     path_length_decay: Annotated[float, Field(gt=0, le=1)] = 0.01
-    adaptive: AdaptiveConfig = AdaptiveConfig()
+    """How fast the mean that lengths are held to follows them."""
     learns: Literal["normals", "defects"] = "normals"
     """"defects": the baseline of DFM-GAN's paper, a whole GAN tuned on the few defects of one type."""
     begin_with: Place | None = None
     """A checkpoint of this family whose networks it goes on from (transfer)."""
 
 
-class DFMGANTrainConfig(TrainingConfig):
+class DFMGANTrainConfig(GANTrainConfig):
     """Training DFM-GAN's residual blocks on the defects of a set that have masks (stage 2); its `model` holds
     fields of raygen.models.dfmgan.DFMGANConfig, without the backbone. The defaults are the original's."""
 
@@ -201,19 +209,8 @@ class DFMGANTrainConfig(TrainingConfig):
     backbone: Place
     """What stage 1 left: a training's folder, or one of its checkpoints."""
     images: Annotated[int, Field(ge=1)] = 400_000
-    batch_per_worker: Annotated[int, Field(ge=1)] = 16
-    mirror: bool = False
-    """As in stage 1."""
-    lr: Annotated[float, Field(gt=0)] = 2.5e-3
-    betas: tuple[float, float] = (0.0, 0.99)
-    r1_gamma: Annotated[float, Field(ge=0)] | None = None
-    """As in stage 1, of both discriminators."""
-    r1_every: Annotated[int, Field(ge=1)] = 16
-    style_mixing: Annotated[float, Field(ge=0, le=1)] = 0.9
-    """Of normals and of defects, apart."""
-    average_images: Annotated[float, Field(gt=0)] | None = None
-    """As in stage 1."""
     average_ramp: Annotated[float, Field(ge=0)] = 0.0
+    """None, since it begins from a trained backbone."""
     match: Annotated[float, Field(ge=0)] = 1.0
     """Weight of D_match, which sees image and mask together; 0: without it. Watch the area of the masks; where
     they come out blank or hug the border, less may be better (0.2)."""

@@ -5,12 +5,11 @@ apart: softplus(-D) + λ_match · softplus(-D_match) + λ_ms · |w - w'| / |m - 
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from raygen.models.ada import Controller
 from raygen.models.blocks import channels_last
@@ -25,6 +24,7 @@ from raygen.train.stylegan2 import (
     FAKE,
     OWN,
     REAL,
+    GANTraining,
     adam,
     adjust,
     autocast,
@@ -41,8 +41,10 @@ _EPSILON = 1e-5  # of |m - m'|: two masks may be the same; the original has none
 
 
 @dataclass
-class DFMGANTraining:
+class DFMGANTraining(GANTraining):
     """All that changes while a training of stage 2 runs."""
+
+    NAMES = ("generator", "discriminator", "matcher", "average")
 
     generator: DFMGANGenerator
     discriminator: Discriminator
@@ -88,30 +90,6 @@ class DFMGANTraining:
         }
         average = copy.deepcopy(generator).eval().requires_grad_(False)
         return cls(generator, judge, matcher, average, optimizers, Controller())
-
-    def networks(self) -> Iterator[tuple[str, nn.Module]]:
-        """Name and network of each."""
-        for name in ("generator", "discriminator", "matcher", "average"):
-            yield name, getattr(self, name)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "networks": {name: network.state_dict() for name, network in self.networks()},
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "controller": self.controller.state_dict(),
-            "images_seen": self.images_seen,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, network in self.networks():
-            network.load_state_dict(state["networks"][name])
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-        self.controller.load_state_dict(state["controller"])
-        self.images_seen = state["images_seen"]
-
-    def is_finite(self) -> bool:
-        return all(bool(p.isfinite().all()) for _, network in self.networks() for p in network.parameters())
 
 
 @dataclass(frozen=True)

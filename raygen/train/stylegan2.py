@@ -8,7 +8,7 @@ own every so many iterations, weighed so much more.
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,12 +25,10 @@ from raygen.models.stylegan2 import (
     mix_styles,
 )
 from raygen.train import losses
-from raygen.train.config import AdaptiveConfig, DFMGANTrainConfig, StyleGAN2TrainConfig
+from raygen.train.config import AdaptiveConfig, GANTrainConfig, StyleGAN2TrainConfig
 from raygen.train.dtgan import frozen
 from raygen.train.gan_batches import DISCRIMINATOR, GENERATOR, GANBatch, Latents
 from raygen.train.loop import Terms, World
-
-GANTrainConfig = StyleGAN2TrainConfig | DFMGANTrainConfig
 
 REAL, FAKE, OWN = 0, 1, 2
 """The views of augmentation: D's real images, D's fakes, and G's own."""
@@ -108,12 +106,49 @@ def autocast(config: GANTrainConfig, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
 
 
+class GANTraining:
+    """What the trainings of both stages do with their state; see `raygen.train.loop.Training`."""
+
+    NAMES: ClassVar[tuple[str, ...]]
+    """Of the networks."""
+
+    optimizers: dict[str, torch.optim.Optimizer]
+    controller: Controller
+    images_seen: int
+
+    def networks(self) -> Iterator[tuple[str, nn.Module]]:
+        """Name and network of each."""
+        for name in self.NAMES:
+            yield name, getattr(self, name)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "networks": {name: network.state_dict() for name, network in self.networks()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "controller": self.controller.state_dict(),
+            "images_seen": self.images_seen,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, network in self.networks():
+            network.load_state_dict(state["networks"][name])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.controller.load_state_dict(state["controller"])
+        self.images_seen = state["images_seen"]
+
+    def is_finite(self) -> bool:
+        return all(bool(p.isfinite().all()) for _, network in self.networks() for p in network.parameters())
+
+
 # -------------------------------------------------------------------------------------------------- stage 1
 
 
 @dataclass
-class StyleGAN2Training:
+class StyleGAN2Training(GANTraining):
     """All that changes while a training of stage 1 runs."""
+
+    NAMES = ("backbone", "discriminator", "average")
 
     backbone: Backbone
     discriminator: Discriminator
@@ -147,31 +182,12 @@ class StyleGAN2Training:
         average = copy.deepcopy(backbone).eval().requires_grad_(False)
         return cls(backbone, discriminator, average, optimizers, Controller(), torch.zeros((), device=device))
 
-    def networks(self) -> Iterator[tuple[str, nn.Module]]:
-        """Name and network of each."""
-        for name in ("backbone", "discriminator", "average"):
-            yield name, getattr(self, name)
-
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "networks": {name: network.state_dict() for name, network in self.networks()},
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "controller": self.controller.state_dict(),
-            "path_mean": self.path_mean,
-            "images_seen": self.images_seen,
-        }
+        return {**super().state_dict(), "path_mean": self.path_mean}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, network in self.networks():
-            network.load_state_dict(state["networks"][name])
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-        self.controller.load_state_dict(state["controller"])
+        super().load_state_dict(state)
         self.path_mean = state["path_mean"]
-        self.images_seen = state["images_seen"]
-
-    def is_finite(self) -> bool:
-        return all(bool(p.isfinite().all()) for _, network in self.networks() for p in network.parameters())
 
 
 def iterate(
