@@ -353,6 +353,8 @@ def test_wrong_arguments_are_refused() -> None:
         augment(images(2, 1, 32, 32), uniforms[:, 1:], normals, 0.5, ALL)
     with pytest.raises(ValueError, match="scale_std"):
         AugmentConfig(scale_std=-0.1)
+    with pytest.raises(ValueError, match="rotate must be true or false, not 0"):
+        AugmentConfig(rotate=0)  # type: ignore[arg-type]
 
 
 # ----------------------------------------------------------------------------------------- controller

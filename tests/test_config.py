@@ -70,6 +70,13 @@ def test_the_originals_recipes_spell_out_the_defaults(family: str) -> None:
     assert spelled_out.model_dump() == defaults.model_dump()
 
 
+def test_a_key_of_augmentation_leaves_the_others_at_the_family_s_defaults() -> None:
+    places = ["family=dfmgan", "defects=d", "output=o", "backbone=b"]
+    config = load_train_config(None, [*places, "adaptive.transforms={rotate=false}"])
+    assert isinstance(config, DFMGANTrainConfig)
+    assert config.adaptive.full_range == 100_000
+
+
 def test_a_family_that_there_is_none_of_is_one_line() -> None:
     with pytest.raises(UserError, match="family = 'vae': choose from dtgan, stylegan2, dfmgan"):
         load_train_config(None, ["family=vae", "defects=d", "output=o"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from raygen import images, storage, surfaces
-from raygen.data.defects import MVTEC_TYPES, Photo, group_by_cell, list_defect_set, load_photos
+from raygen.data.defects import MVTEC_TYPES, Photo, group_by_cell, list_defect_set, load_masks, load_photos
 from raygen.errors import UserError
 
 SIZE = 32
@@ -318,3 +318,14 @@ def test_cells_are_in_a_fixed_order(tmp_path: Path) -> None:
 def test_neither_torch_nor_ray_is_needed() -> None:
     code = "import sys, raygen.data.defects; assert not {'torch', 'ray', 'boto3'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_mask_that_marks_nothing_is_an_error_and_not_a_lesson(tmp_path: Path) -> None:
+    """Say one of 0 and 1, where white is meant."""
+    for name, value in (("000.png", 128), ("000_mask.png", 1)):
+        storage.put(f"{tmp_path}/p/spots/{name}", images.encode_png(np.full((8, 8, 1), value, np.uint8)))
+    photos = list_defect_set(str(tmp_path), kinds=["defects"])
+    with pytest.raises(UserError, match=r"000_mask.png: empty when brought to 8 × 8; a mask is white"):
+        load_masks(photos, 8)
+    storage.put(f"{tmp_path}/p/spots/000_mask.png", images.encode_png(np.full((8, 8, 1), 255, np.uint8)))
+    assert load_masks(photos, 8).all()

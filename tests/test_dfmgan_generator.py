@@ -281,6 +281,15 @@ def test_what_the_family_cannot_do_is_refused(
         choose_requests(config_of(checkpoint, tmp_path, **changes), checkpoint)
 
 
+def test_a_checkpoint_of_normals_alone_is_one_line(checkpoint: Checkpoint, tmp_path: Any) -> None:
+    config = checkpoint.config.model_copy(update={"family": "stylegan2", "defect_types": ()})
+    stage1 = Checkpoint(checkpoint.uri, config, checkpoint.files)
+    with pytest.raises(UserError, match="knows no defect types"):
+        choose_requests(config_of(checkpoint, tmp_path, masks=False), stage1)
+    with pytest.raises(UserError, match="set write_normals = false"):
+        choose_requests(config_of(checkpoint, tmp_path, masks=False, write_normals=True), stage1)
+
+
 def test_seeds_are_refused_where_no_normals_are_drawn(tmp_path: Any) -> None:
     other = write_checkpoint(str(tmp_path / "dtgan"))
     with pytest.raises(UserError, match="draws no normals; name photographs"):

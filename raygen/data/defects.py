@@ -190,7 +190,13 @@ def load_masks(photos: Sequence[Photo], size: int, num_threads: int = 8) -> np.n
     def load(photo: Photo) -> np.ndarray:
         if photo.mask_uri is None:
             raise UserError(f"defect set: {photo.uri}: has no mask; put one beside it, as {{id}}_mask.png")
-        return (_load(photo.mask_uri, None, size, 1) > 63) * np.uint8(255)
+        mask = (_load(photo.mask_uri, None, size, 1) > 63) * np.uint8(255)
+        if not mask.any():
+            raise UserError(
+                f"defect set: {photo.mask_uri}: empty when brought to {size} × {size}; a mask is white (255) on "
+                "the defect, and the defect within the square about the photo's centre"
+            )
+        return mask
 
     return _load_all(load, photos, (size, size, 1), num_threads)
 

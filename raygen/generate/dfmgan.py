@@ -67,8 +67,6 @@ class DFMGANSampler:
         network = load_weights(DFMGANGenerator(self.sizes), checkpoint, "generator")
         channels_last(network)
         self.network = network.requires_grad_(False).to(self.device)
-        backbone = self.sizes.backbone
-        self.image_shape = (backbone.channels, backbone.image_size, backbone.image_size)
         self.products = {name: i for i, name in enumerate(checkpoint.config.products)}
         self.defect_types = {name: i for i, name in enumerate(checkpoint.config.defect_types)}
 
@@ -91,8 +89,8 @@ class DFMGANSampler:
         """Finds n photographs, (n, H, W, C), among what the backbone draws."""
         average = self.network.backbone.mapping.average
         noise = torch.zeros(len(pixels), self.sizes.backbone.noise_size, device=self.device)
-        found = []
-        for start in range(0, max(1, len(pixels)), self.micro_batch):
+        found = [average.new_zeros(0, self.sizes.backbone.num_ws, len(average))]
+        for start in range(0, len(pixels), self.micro_batch):
             x = images.to_model(torch.from_numpy(pixels[start : start + self.micro_batch]).to(self.device))
             styles = invert(self.network.backbone.synthesis, average, self.batches.pad(x), self.config.invert)
             found.append(styles[: len(x)])
@@ -123,19 +121,17 @@ class DFMGANSampler:
         nothing = np.zeros(views.pixels.shape[:3], np.uint8)
         unknown = np.full((num_rows, len(SCORES)), np.nan, np.float32)
         references = np.full(num_rows, -1)
-        is_residual = self.config.composition == "residual"
         if request.defect_type == NORMAL:
-            no_layers = np.zeros((num_rows, *self.image_shape), np.float32) if is_residual else None
-            return Made(views.pixels, no_layers, nothing, unknown, references)
+            return Made(views.pixels, None, nothing, unknown, references)
         background: Backgrounds = views.backgrounds
         image, mask = self._defects(background, request, seeds)
         found = confine(Defects(mask, mask.astype(np.float32)), views.allowed, fade_edges=self.config.native)
         layers = None
-        if is_residual:
+        if self.config.composition == "residual":
             weights = torch.from_numpy(found.weights).to(self.device)[:, None]
             layer = (image - background.plain) * weights
             image = images.to_model(torch.from_numpy(views.pixels).to(self.device)) + layer
-            layers = layer.cpu().numpy()
+            layers = layer.cpu().numpy() if self.config.native else None  # else nobody wants them
         pixels = images.from_model(image).cpu().numpy()
         masks = found.masks if self.config.masks else nothing.astype(bool)
         scores = self._score(pixels, views.pixels, masks) if self.config.masks else unknown

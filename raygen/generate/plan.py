@@ -122,6 +122,8 @@ def choose_requests(config: GenerateConfig, checkpoint: Checkpoint) -> tuple[Sam
             "its number, and leave types out by defect_types"
         )
     requests = plan_requests(wanted, config.modes, counts)
+    if not requests:
+        raise UserError(f"{checkpoint.uri}: knows no defect types; name a checkpoint that learned some")
     return (SampleRequest(NORMAL, "latent", 0), *requests) if config.write_normals else requests
 
 
@@ -131,6 +133,10 @@ def _refuse_other_pools(config: GenerateConfig, checkpoint: Checkpoint) -> None:
     if is_drawn(config.pool):
         if family not in ("dfmgan", "stylegan2"):
             raise UserError(f"pool {config.pool}: {checkpoint.uri} draws no normals; name photographs")
+        if family == "stylegan2" and config.write_normals:
+            raise UserError(
+                f"{checkpoint.uri} draws no normals beside its samples; set write_normals = false"
+            )
         if config.product and config.product not in checkpoint.config.products:
             raise UserError(
                 f"product = {config.product!r}: {checkpoint.uri} draws {', '.join(checkpoint.config.products)}"

@@ -66,7 +66,7 @@ class DefectGenerator(Protocol):
 
     @property
     def block(self) -> int | None:
-        """The most normals whose backgrounds shall be held at once; None for a shard's."""
+        """The most views whose backgrounds shall be held at once; None for a shard's."""
         ...
 
     def draw_normals(self, seeds: Sequence[int], products: Sequence[str]) -> tuple[NDArray[np.uint8], Rows]:
@@ -113,7 +113,8 @@ def sample(
     """Makes every request on every normal, and again those that the gate refuses, with the next seed, until it
     accepts them or `max_attempts` are made; of several refused ones the best is kept (see `gate.merit`)."""
     num_normals = len(windows.products)
-    block = min(generator.block or num_normals, num_normals) or 1
+    num_views = 1 if windows.pixels is None else windows.pixels.shape[1]
+    block = max(1, min((generator.block or num_normals * num_views) // num_views, num_normals))
     parts = [slice(start, start + block) for start in range(0, max(1, num_normals), block)]
     return _join(
         [

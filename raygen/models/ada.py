@@ -89,6 +89,10 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
+            if isinstance(type(self).__dataclass_fields__[name].default, bool) and not isinstance(
+                value, bool
+            ):
+                raise ValueError(f"{name} must be true or false, not {value!r}")
             if not value >= 0:
                 raise ValueError(f"{name} must be at least 0, not {value!r}")
 

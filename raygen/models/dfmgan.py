@@ -141,7 +141,7 @@ class Manipulation(nn.Module):
 
 
 class DFMGANGenerator(nn.Module):
-    """Backbone and manipulation. The backbone is frozen: it gets no gradients and stays in eval mode's form."""
+    """Backbone and manipulation. The backbone is frozen: it gets no gradients."""
 
     def __init__(self, config: DFMGANConfig) -> None:
         super().__init__()

@@ -15,6 +15,7 @@ Decisions of ours:
 In the comments on shapes: N images, C channels, R a resolution, W = `w_dim`, L = `num_ws` styles an image.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -124,11 +125,18 @@ def upfirdn(x: Tensor, pad: tuple[int, int], up: int = 1, down: int = 1) -> Tens
         n, _, height, width = x.shape
         x = F.pad(x.reshape(n, channels, height, 1, width, 1), (0, up - 1, 0, 0, 0, up - 1))
         x = x.reshape(n, channels, height * up, width * up)
-    taps = torch.tensor(FILTER, dtype=x.dtype, device=x.device) * up
-    kernel = torch.outer(taps, taps).expand(channels, 1, -1, -1)
+    kernel = _kernel(up, x.dtype, x.device).expand(channels, 1, -1, -1)
     # channels_last: several times faster than the default on CPUs, for kernels of one channel each.
     x = F.pad(x, (*pad, *pad)).contiguous(memory_format=torch.channels_last)
     return F.conv2d(x, kernel, stride=down, groups=channels)
+
+
+@functools.cache
+def _kernel(up: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(4, 4). Kept, since a copy to a GPU would wait for it at every call."""
+    with torch.inference_mode(False):
+        taps = torch.tensor(FILTER, dtype=dtype, device=device) * up
+        return torch.outer(taps, taps)
 
 
 def upsample(x: Tensor) -> Tensor:

@@ -159,6 +159,12 @@ class AdaptiveConfig(Config):
     """Fields of raygen.models.ada.AugmentConfig, say {rotate = false, luma_flip = false}."""
 
 
+class TransferAdaptiveConfig(AdaptiveConfig):
+    """The same for stage 2, which begins from a trained discriminator."""
+
+    full_range: Annotated[int, Field(ge=1)] = 100_000
+
+
 class GANTrainConfig(TrainingConfig):
     """What the two stages of DFM-GAN have in common; the defaults are StyleGAN2-ADA's at 256 px."""
 
@@ -180,7 +186,6 @@ class GANTrainConfig(TrainingConfig):
     average_ramp: Annotated[float, Field(ge=0)] = 0.05
     """It forgets faster at first: at most this share of the images seen so far. 0: from the start as later, as a
     training wants it that goes on from another."""
-    adaptive: AdaptiveConfig = AdaptiveConfig()
 
 
 class StyleGAN2TrainConfig(GANTrainConfig):
@@ -195,6 +200,7 @@ class StyleGAN2TrainConfig(GANTrainConfig):
     """It is a step of its own, as R1."""
     path_length_decay: Annotated[float, Field(gt=0, le=1)] = 0.01
     """How fast the mean that lengths are held to follows them."""
+    adaptive: AdaptiveConfig = AdaptiveConfig()
     learns: Literal["normals", "defects"] = "normals"
     """"defects": the baseline of DFM-GAN's paper, a whole GAN tuned on the few defects of one type."""
     begin_with: Place | None = None
@@ -216,7 +222,7 @@ class DFMGANTrainConfig(GANTrainConfig):
     they come out blank or hug the border, less may be better (0.2)."""
     mode_seeking: Annotated[float, Field(ge=0)] = 0.1
     """Weight of the mode-seeking loss on masks."""
-    adaptive: AdaptiveConfig = AdaptiveConfig(full_range=100_000)
+    adaptive: TransferAdaptiveConfig = TransferAdaptiveConfig()
 
 
 RECIPES: dict[str, type[TrainingConfig]] = {

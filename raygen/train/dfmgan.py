@@ -80,7 +80,6 @@ class DFMGANTraining(GANTraining):
         for network in (generator, judge, matcher):
             channels_last(network)
             network.to(device)
-        generator.backbone.eval()
         optimizers: dict[str, torch.optim.Optimizer] = {
             "generator": torch.optim.Adam(
                 generator.manipulation.parameters(), config.lr, config.betas, eps=1e-8, fused=True

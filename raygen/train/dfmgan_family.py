@@ -18,7 +18,7 @@ from raygen.train.family import Contents, Fields
 from raygen.train.folder import TrainingRun
 from raygen.train.gan_batches import GANBatchMaker, LatentSizes, cells_of, to_gan_batch
 from raygen.train.loop import Terms, World
-from raygen.train.photos import DefectSet, loader
+from raygen.train.photos import TRAINING_SPLITS, DefectSet, loader
 from raygen.train.stylegan2_family import (
     backbone_weights,
     check_transforms,
@@ -49,7 +49,11 @@ class DFMGANFamily:
         defects = DefectSet.read(config, kinds=["defects"])
         stage1 = read_stage1(config.backbone, "backbone")
         refuse_other_products(stage1, defects, "backbone")
-        for photo in defects.photos:
+        if stage1.config.defect_types:
+            raise UserError(
+                f'backbone = {config.backbone}: has learned defects; name one with learns = "normals"'
+            )
+        for photo in defects.part(TRAINING_SPLITS).photos:
             if photo.mask_uri is None:
                 raise UserError(
                     f"defect set: {photo.uri}: has no mask; put one beside it, as {{id}}_mask.png"
@@ -77,6 +81,8 @@ class DFMGANFamily:
 
     def stepper(self, training: DFMGANTraining, world: World) -> Callable[[Fields], Terms]:
         device = next(training.generator.parameters()).device
+
+        world.share(network for _, network in training.networks())
 
         def step(fields: Fields) -> Terms:
             batch = to_gan_batch(fields, self.sizes.backbone.channels, device)

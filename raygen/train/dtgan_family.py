@@ -108,7 +108,9 @@ class DTGANFamily:
             for name, network in networks.items()
             for key, value in network.state_dict().items()
         }
-        codes, references = self._reference_bank(average, learning)
+        more = self.config.more_defects  # may be synthetic, and a reference is a real defect
+        real = learning.only(lambda photo: not (more and photo.uri.startswith(f"{more}/")))
+        codes, references = self._reference_bank(average, real)
         return Contents(
             model=asdict(self.sizes),
             image_size=self.sizes.image_size,

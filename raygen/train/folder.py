@@ -94,7 +94,7 @@ class TrainingFolder:
     def refuse_another(self, run: TrainingRun, config: TrainingConfig) -> None:
         """Raises UserError unless the training in the folder is the one that the config asks for."""
         # Older ones lack newer keys, and had what is their default now.
-        begun = {**type(config).model_construct().identity(), **run.config}
+        begun = {**type(config).model_construct().identity(), "family": "dtgan", **run.config}
         for key, wanted in config.identity().items():
             if begun.get(key) != wanted:
                 raise UserError(

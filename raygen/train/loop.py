@@ -43,6 +43,14 @@ class World:
         for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 
+    def share(self, networks: Iterable[torch.nn.Module]) -> None:
+        """Gives every process the first one's weights and buffers, as DDP does when it begins: what is drawn from
+        one seed on two kinds of CPU may differ in its last bit, and would for ever."""
+        if self.size > 1:
+            for network in networks:
+                for tensor in (*network.parameters(), *network.buffers()):
+                    dist.broadcast(tensor.data, src=0)
+
     def numbers(self, images_seen: int, config: TrainingConfig) -> range:
         """The numbers of this process's images in the next iteration."""
         first = images_seen + self.rank * config.batch_per_worker

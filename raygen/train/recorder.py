@@ -106,6 +106,7 @@ class Recorder:
 
     def _save_weights(self, uri: str, training: Any, validation: dict[str, float]) -> None:
         contents = self.family.contents(training, self.learning)
+        places = [uri for uri in (self.config.defects, self.config.more_defects) if uri]
         config = CheckpointConfig(
             family=name_of(self.config),
             model=contents.model,
@@ -114,7 +115,7 @@ class Recorder:
             products=self.run.products,
             defect_types=self.run.defect_types,
             images_seen=training.images_seen,
-            trained_on=f"{self.config.defects}: {self.learning.describe()}",
+            trained_on=f"{' and '.join(places)}: {self.learning.describe()}",
             training={
                 "command": self.run.command,
                 "recipe": self.config.identity(),

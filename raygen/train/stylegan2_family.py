@@ -69,6 +69,8 @@ class StyleGAN2Family:
     def stepper(self, training: StyleGAN2Training, world: World) -> Callable[[Fields], Terms]:
         device = training.path_mean.device
 
+        world.share(network for _, network in training.networks())
+
         def step(fields: Fields) -> Terms:
             batch = to_gan_batch(fields, self.sizes.channels, device)
             return iterate(training, batch, self.config, world)
@@ -94,11 +96,12 @@ class StyleGAN2Family:
         """Photos and what the averaged backbone draws, of each product."""
         load = loader(judged.photos, self.sizes, in_memory=False)
         device = training.path_mean.device
-        groups: dict[str, list[list[np.ndarray]]] = {}
+        groups: dict[str, list[list[np.ndarray | None]]] = {}
         for number, product in enumerate(judged.products[:_MAX_PRODUCTS]):
             count = _SHEET_ROWS * _SHEET_COLUMNS
             own = np.flatnonzero(np.array(judged.product_numbers) == number)
-            photos = load([int(own[i * len(own) // count]) for i in range(count)]) if len(own) else []
+            chosen = [int(own[i * len(own) // count]) for i in range(count)] if len(own) else []
+            photos: list[np.ndarray | None] = [*load(chosen)] if chosen else [None] * count
             z, noise = (
                 torch.from_numpy(array).to(device)
                 for array in draw_latents(
