@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -24,7 +25,7 @@ from gan_training import (
     start,
     state_of,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
 
 from raygen.train.family import Fields
@@ -212,14 +213,35 @@ def one_of_two(rank: int, folder: str) -> None:
     for name, config in CASES.items():
         outcome = two_iterations(config, World(rank, 2))
         torch.save(tuple(outcome), f"{folder}/{name}-{rank}.pt")
+    torch.manual_seed(rank)  # as two kinds of CPU might draw
+    network = nn.BatchNorm1d(4)
+    network.weight.data.normal_()
+    network.running_mean = torch.randn(4)
+    World(rank, 2).share([network])
+    torch.save(network.state_dict(), f"{folder}/shared-{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Outcome]]:
-    """What both processes come to, in every case."""
+def folder_of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What both processes left."""
     folder = tmp_path_factory.mktemp("two")
     start_processes(one_of_two, (str(folder),), nprocs=2)
+    return folder
+
+
+def test_processes_begin_with_the_first_one_s_weights_and_buffers(folder_of_two: Path) -> None:
+    first, second = (torch.load(folder_of_two / f"shared-{rank}.pt") for rank in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    torch.manual_seed(0)
+    assert torch.equal(second["weight"], torch.empty(4).normal_())
+    assert torch.equal(second["running_mean"], torch.randn(4))
+
+
+@pytest.fixture(scope="module")
+def of_two(folder_of_two: Path) -> dict[str, list[Outcome]]:
+    """What both processes come to, in every case."""
+    folder = folder_of_two
     return {name: [Outcome(*torch.load(folder / f"{name}-{rank}.pt")) for rank in range(2)] for name in CASES}
 
 
