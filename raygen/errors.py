@@ -1,4 +1,4 @@
-"""The two ways in which raygen says no. Anything else that is raised is a bug and shows its traceback."""
+"""The ways in which raygen says no. Anything else that is raised is a bug and shows its traceback."""
 
 
 class UserError(Exception):
@@ -14,3 +14,9 @@ class PromiseError(Exception):
     """
 
     exit_code = 3
+
+
+class LeaseError(Exception):
+    """Another refresh works on the table, or has taken it over. Exit code 4: nothing to mend, nothing lost."""
+
+    exit_code = 4

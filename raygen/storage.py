@@ -6,14 +6,17 @@ Every put is atomic: a reader sees the whole object or none of it.
 """
 
 import errno
+import fcntl
 import functools
 import io
 import os
 import shutil
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -131,6 +134,60 @@ def put_if_absent(uri: str, data: bytes | IO[bytes]) -> bool:
         return True
 
 
+def replace(uri: str, data: bytes, etag: str) -> str | None:
+    """Writes an object in the place of the one that has this etag; of any number of racing writers one succeeds.
+
+    Returns:
+        The new etag; None if the object has another by now, or is gone.
+    """
+    if _is_s3(uri):
+        bucket, key = _bucket_key(uri)
+        try:
+            with _s3_errors(uri):
+                answer = _client().put_object(Bucket=bucket, Key=key, Body=data, IfMatch=f'"{etag}"')
+        except (ObjectChangedError, ObjectMissingError):
+            return None
+        return answer["ETag"].strip('"')
+    target = _local(uri)
+    with _writing_local(uri):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with (target.parent / f".{target.name}.lock").open("wb") as guard:
+            fcntl.flock(guard, fcntl.LOCK_EX)  # the system frees it when its holder dies
+            if not target.is_file() or _local_etag(target.stat()) != etag:
+                return None
+            with _temporary_neighbour(target, data) as temporary:
+                temporary.replace(target)
+            return _local_etag(target.stat())
+
+
+class Snapshot(NamedTuple):
+    """An object as read, and how old it is."""
+
+    data: bytes
+    etag: str
+    age: float  # seconds since it was written, by the storage's clock; S3 counts in whole ones
+
+
+def read_snapshot(uri: str) -> Snapshot:
+    """Reads a small object together with its etag and age, in one request.
+
+    Raises:
+        ObjectMissingError: nothing there.
+        UserError: storage says no.
+    """
+    if _is_s3(uri):
+        bucket, key = _bucket_key(uri)
+        with _s3_errors(uri):
+            answer = _client().get_object(Bucket=bucket, Key=key)
+            data = answer["Body"].read()
+        now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        age = (now - answer["LastModified"]).total_seconds()
+        return Snapshot(data, answer["ETag"].strip('"'), max(0.0, age))
+    with _reading_local(uri), _local(uri).open("rb") as file:
+        status = os.fstat(file.fileno())
+        return Snapshot(file.read(), _local_etag(status), max(0.0, time.time() - status.st_mtime))
+
+
 def delete(uri: str) -> None:
     """Removes an object; one that is not there is fine."""
     if _is_s3(uri):
@@ -166,6 +223,13 @@ def stat(uri: str) -> Entry:
     with _reading_local(uri):
         status = _local(uri).stat()
         return Entry(uri, status.st_size, _local_etag(status))
+
+
+def delta_options(uri: str) -> dict[str, str]:
+    """What the Delta Lake library must be told beside the environment to reach the same storage."""
+    if _is_s3(uri) and os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+        return {"allow_http": "true"}
+    return {}
 
 
 # -------------------------------------------------------------------------------- local folders

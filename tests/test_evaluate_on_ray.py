@@ -94,7 +94,9 @@ def test_an_evaluation_from_runs_to_report_and_again(s3_uri: str, monkeypatch: p
     assert Metrics.model_validate(written) == metrics
     page = storage.read(f"{s3_uri}/report/{REPORT}").decode()
     assert "ours: Mix" in page
-    words = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", page)  # a picture's letters may spell anything
+    words = re.sub(
+        r"data:image/png;base64,[A-Za-z0-9+/=]+", "", page
+    )  # a picture's letters may spell anything
     assert len(words) < len(page)
     assert "http" not in words.replace("http://127.0.0.1", "")
 
