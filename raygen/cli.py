@@ -1,15 +1,15 @@
 """`raygen <command>`: the same functions as the jobs, from a shell.
 
-Exit codes: 0 done; 1 a bug (with its traceback); 2 a wrong config, pool, output or checkpoint; 3 a promise that
-cannot be kept (too many bad normals, a gate's shortfall, an incomplete or damaged run);
-130 stopped by Ctrl-C.
+Exit codes: 0 done, or nothing to do; 1 a bug (with its traceback); 2 a wrong config, pool, output or checkpoint;
+3 a promise that cannot be kept (too many bad normals, a gate's shortfall, an incomplete or damaged run, an audit
+that fails); 4 another refresh works on the table, or took it over; 130 stopped by Ctrl-C.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from raygen.errors import PromiseError, UserError
+from raygen.errors import LeaseError, PromiseError, UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         args.run(args)
-    except (UserError, PromiseError) as error:
+    except (UserError, PromiseError, LeaseError) as error:
         print(f"raygen: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
@@ -26,7 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-_EXAMPLES = {"train": "dtgan-128.toml", "generate": "generate.toml", "evaluate": "evaluate-quick.toml"}
+_EXAMPLES = {
+    "train": "dtgan-128.toml",
+    "generate": "generate.toml",
+    "evaluate": "evaluate-quick.toml",
+    "refresh": "refresh.toml",
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         ("train", _train, "learn defects from a defect set"),
         ("generate", _generate, "put defects on every normal of a pool"),
         ("evaluate", _evaluate, "say how good a run's samples are, and whether they help a classifier"),
+        ("refresh", _refresh, "generate for what changed in a pool, audit it, publish it to a table"),
     ):
         command = commands.add_parser(name, help=what)
         command.add_argument("recipe", nargs="?", help=f"a TOML file, such as jobs/{_EXAMPLES[name]}")
@@ -52,6 +58,29 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
         command.set_defaults(run=run)
+        if name == "refresh":
+            command.add_argument(
+                "--policy",
+                choices=("regenerate", "new-only"),
+                help="what to do with samples of another checkpoint or recipe",
+            )
+
+    back = commands.add_parser("rollback", help="publish the content of an older version of a table again")
+    back.add_argument("table", help="the table's folder")
+    back.add_argument("--to", type=int, metavar="VERSION", help="default: the one before what it shows now")
+    back.set_defaults(run=_rollback)
+
+    vacuum = commands.add_parser("vacuum", help="delete the files of a table that no kept version uses")
+    vacuum.add_argument("table", help="the table's folder")
+    vacuum.add_argument("--keep", type=int, default=7, help="so many versions (default: 7)")
+    vacuum.add_argument(
+        "--hours",
+        type=float,
+        default=168,
+        help="and those that were the latest in so many hours (default: 168)",
+    )
+    vacuum.add_argument("--dry-run", action="store_true", help="say how many, and stop")
+    vacuum.set_defaults(run=_vacuum)
 
     verify = commands.add_parser("verify", help="check that a run folder holds what its manifest promises")
     verify.add_argument("output", help="the run folder")
@@ -116,6 +145,28 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     config = load_config(EvaluateConfig, args.recipe, args.overrides)
     (dry_run if args.dry_run else evaluate)(config)
+
+
+def _refresh(args: argparse.Namespace) -> None:
+    from raygen.config import load_config
+    from raygen.publish.config import RefreshConfig
+    from raygen.publish.refresh import dry_run, refresh
+
+    overrides = [*args.overrides, f"policy={args.policy}"] if args.policy else args.overrides
+    config = load_config(RefreshConfig, args.recipe, overrides)
+    (dry_run if args.dry_run else refresh)(config)
+
+
+def _rollback(args: argparse.Namespace) -> None:
+    from raygen.publish.versions import rollback
+
+    rollback(args.table, args.to)
+
+
+def _vacuum(args: argparse.Namespace) -> None:
+    from raygen.publish.versions import vacuum
+
+    vacuum(args.table, args.keep, args.hours, args.dry_run)
 
 
 def _verify(args: argparse.Namespace) -> None:

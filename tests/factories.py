@@ -3,7 +3,9 @@
 import dataclasses
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +34,9 @@ from raygen.models.dtgan import Discriminator, DTGANConfig, MappingNetwork
 from raygen.models.joint import build_generator
 from raygen.models.stylegan2 import StyleGAN2Config
 from raygen.records import SampleRequest
+
+A = TypeVar("A")
+R = TypeVar("R")
 
 TINY = DTGANConfig(
     image_size=32,
@@ -223,3 +228,21 @@ def write_split_set(uri: str, splits: Mapping[str, tuple[int, int]], size: int =
             if not file.endswith("_mask.png"):
                 rows.append(f"{target.removesuffix('.png')},{product},{kind},{split}")
     storage.put(storage.join(uri, "metadata.csv"), "\n".join(rows).encode())
+
+
+class InProcess:
+    """`raygen.publish.refresh.Work` without Ray: the same stages and functions, one after the other, here."""
+
+    def __init__(self) -> None:
+        self.normals = 0  # generated for
+
+    def connected(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def generate(self, config: GenerateConfig, say: Callable[[str], None]) -> Manifest:
+        manifest = write_run(config)
+        self.normals += manifest.num_normals
+        return manifest
+
+    def map(self, function: Callable[[A], R], items: Iterable[A]) -> list[R]:
+        return [function(item) for item in items]

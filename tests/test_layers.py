@@ -22,12 +22,13 @@ LAYERS = [
 NEVER_EACH_OTHER = {"train", "generate", "evaluate"}
 
 ONLY_IN = {
-    "ray": {"on_ray", "train/on_ray", "generate/on_ray", "evaluate/on_ray", "publish/refresh", "cli"},
+    "ray": {"on_ray", "train/on_ray", "generate/on_ray", "evaluate/on_ray", "publish/on_ray", "cli"},
     "s3fs": {"storage"},
     "boto3": {"storage"},
     "botocore": {"storage"},
     "fsspec": {"storage"},
     "pyarrow.fs": {"storage"},
+    "deltalake": {"publish/table"},
 }
 NO_TORCH = ("data/pool", "data/defects", "generate/plan", "generate/shards", "publish/")
 

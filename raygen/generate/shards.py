@@ -70,7 +70,7 @@ def write_shard(
     samples = encoded.samples
     name, data, num_bytes = _WRITERS[layout](output_uri, f"shards/{shard:05d}", samples)
     storage.put(storage.join(output_uri, name), data)
-    rejects_data = _parquet_bytes(pa.concat_tables([rejects, encoded.dropped]))
+    rejects_data = parquet_bytes(pa.concat_tables([rejects, encoded.dropped]))
     storage.put(rejects_uri(output_uri, shard), rejects_data)
     seconds = {**seconds, "write": time.perf_counter() - started}
     stats = ShardStats(
@@ -115,7 +115,7 @@ def write_manifest(output_uri: str, run_id: str, stats: list[ShardStats]) -> Man
 
 
 def _parquet_shard(output_uri: str, name: str, samples: pa.Table) -> tuple[str, bytes, int]:
-    return f"{name}.parquet", _parquet_bytes(samples), 0
+    return f"{name}.parquet", parquet_bytes(samples), 0
 
 
 def _png_shard(output_uri: str, name: str, samples: pa.Table) -> tuple[str, bytes, int]:
@@ -127,7 +127,7 @@ def _png_shard(output_uri: str, name: str, samples: pa.Table) -> tuple[str, byte
             list(threads.map(storage.put, uris, [file["bytes"] for file in files]))
         metadata = with_images(metadata, column, [None] * len(files))
         num_bytes += sum(len(file["bytes"]) for file in files)
-    return f"{name}/metadata.parquet", _parquet_bytes(metadata), num_bytes
+    return f"{name}/metadata.parquet", parquet_bytes(metadata), num_bytes
 
 
 def _webdataset_shard(output_uri: str, name: str, samples: pa.Table) -> tuple[str, bytes, int]:
@@ -146,7 +146,8 @@ def _webdataset_shard(output_uri: str, name: str, samples: pa.Table) -> tuple[st
 _WRITERS = {"parquet": _parquet_shard, "png": _png_shard, "webdataset": _webdataset_shard}
 
 
-def _parquet_bytes(table: pa.Table) -> bytes:
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table of samples or rejects as a Parquet file; the same rows, the same bytes."""
     buffer = io.BytesIO()
     # PNG does not compress again, nor repeat: Snappy and dictionaries are for the columns beside it.
     repeated = [

@@ -1,0 +1,86 @@
+"""The recipe of the nightly refresh."""
+
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from raygen import storage
+from raygen.config import Config, Place
+from raygen.data.pool import is_drawn
+from raygen.generate.config import GenerateConfig
+from raygen.publish.night import Policy
+
+_OURS = ("pool", "output", "checkpoint", "layout")
+
+
+def _absolute(uri: str) -> str:
+    is_folder = storage.is_local(uri) and not uri.startswith(("null:", "seeds:"))
+    return str(Path(uri).absolute()) if is_folder else uri
+
+
+FixedPlace = Annotated[Place, AfterValidator(_absolute)]
+"""A URI that names the same place wherever the command is started: the table remembers it."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class AuditConfig(Config):
+    """What must hold before a night is published; each rule is left out by null (in TOML: by a limit that always
+    holds). That the run is whole, and every file as it was written, is always asked."""
+
+    min_accepted: Share = 0.5
+    """Of each product × defect type × mode: the share of samples that the gate accepted."""
+    max_score_shift: Share = 0.5
+    """Of each score, product × defect type × mode: the Kolmogorov-Smirnov distance between tonight's samples and
+    those of the night published before (0 = alike, 1 = apart)."""
+    min_samples: Annotated[int, Field(ge=1)] = 50
+    """The two rules above are asked of cells with at least so many samples."""
+    max_removed: Share = 0.5
+    """The share of the table's normals that may leave in one night: a pool that is half gone is a mistake."""
+    blocklist: FixedPlace | None = None
+    """A text file with one SHA-256 a line (what sha256sum writes will do): images to validate and test on, which
+    may be neither normals nor references."""
+
+
+class RefreshConfig(Config):
+    """The refresh: what changed in a pool, generated, audited, published."""
+
+    pool: FixedPlace
+    """As in the main job, but for seeds."""
+    table: FixedPlace
+    """The folder of the Delta Lake table; it is created."""
+    checkpoint: FixedPlace
+    policy: Policy = "regenerate"
+    """With another checkpoint or recipe: make all samples anew, or ("new-only") keep those of normals that have
+    not changed."""
+    generate: dict[str, Any] = Field(default_factory=dict)
+    """The recipe of the main job, but for pool, output, checkpoint and layout."""
+    audit: AuditConfig = AuditConfig()
+    lease_seconds: Annotated[float, Field(ge=2)] = 60.0
+    """After so long without a sign of life another refresh takes over."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if is_drawn(self.pool):
+            raise ValueError("a refresh follows photographs; draw normals by `raygen generate`")
+        for name in _OURS:
+            if name in self.generate:
+                raise ValueError(f"generate.{name}: a refresh sets it itself; drop the key")
+        try:
+            self.generate_config(self.pool, "unused")
+        except ValidationError as error:
+            problem = error.errors()[0]
+            key = ".".join(str(part) for part in problem["loc"])
+            if problem["type"] == "extra_forbidden":
+                raise ValueError(f"unknown key 'generate.{key}'") from None
+            raise ValueError(f"generate.{key}: {problem['msg']}") from None
+        if f"{self.pool}/".startswith(f"{self.table}/") or f"{self.table}/".startswith(f"{self.pool}/"):
+            raise ValueError("pool and table lie in one another: the samples would be read as normals")
+        return self
+
+    def generate_config(self, pool: str, output: str) -> GenerateConfig:
+        """The main job's recipe for these normals."""
+        return GenerateConfig.model_validate(
+            {**self.generate, "pool": pool, "output": output, "checkpoint": self.checkpoint}
+        )

@@ -1,0 +1,244 @@
+"""The published table: Delta Lake, by the `deltalake` package. The only module that knows it.
+
+A version's files are Parquet shards that stand in the table's folder already (`runs/…`): publishing writes no
+sample, only the log entry that adds some files and removes others, all at once. A reader sees a version, whole.
+
+Each entry carries, beside its actions, a `Publication` (which night it is, which ledger tells its normals), and
+the application transaction `raygen-refresh` at its own version. It is written for one version, or not at all: a
+refresh that planned on a version which is no longer the latest cannot commit, whoever holds which lease.
+"""
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, Transaction
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.transaction import AddAction, RemoveAction
+from pydantic import BaseModel, ConfigDict
+
+from raygen import storage
+from raygen.errors import LeaseError, UserError
+from raygen.records import SAMPLE_SCHEMA
+
+_APP = "raygen-refresh"
+_KEY = "raygen"  # of the Publication among an entry's own words
+TABLE_SCHEMA = pa.schema(list(SAMPLE_SCHEMA))
+"""The columns of the table: those of a sample. The columns of images hold PNG bytes."""
+
+
+class Publication(BaseModel):
+    """What the log says of a version that raygen published."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    night: str  # the night's id
+    ledger: str  # file of the table's folder: which normals the version holds
+    content: int  # the version that first held this content; another than its own after a rollback
+
+
+class DataFile(NamedTuple):
+    """A Parquet file of samples in the table's folder."""
+
+    path: str  # from the table's folder on
+    num_bytes: int
+    num_samples: int
+    least: Mapping[str, Any]  # column -> smallest value: readers leave out files by them
+    greatest: Mapping[str, Any]
+
+
+class PublishedTable:
+    """A table at its latest version when it was opened."""
+
+    def __init__(self, uri: str, delta: DeltaTable) -> None:
+        self.uri = uri
+        self._delta = delta
+
+    @property
+    def version(self) -> int:
+        return self._delta.version()
+
+    def publication(self) -> Publication | None:
+        """What this version is; None for a table that was just created.
+
+        Raises:
+            UserError: another hand has changed the table.
+        """
+        entry = self._last_change()
+        if _KEY in entry:
+            return Publication.model_validate(entry[_KEY])
+        if entry["version"] == 0:
+            return None
+        raise UserError(
+            f"{self.uri}: its version {entry['version']} was written by another hand ({entry['operation']}), so "
+            f"that nobody knows which normals it holds; go back to a version of raygen's own: "
+            f"`raygen rollback {self.uri} --to VERSION` ({_few(self.versions())})"
+        )
+
+    def _last_change(self) -> dict[str, Any]:
+        """The log's last entry that says what the table holds; a clean-up does not."""
+        for limit in (4, None):  # the last few, as a rule: an entry is a request
+            for entry in self._delta.history(limit):
+                if not entry["operation"].startswith("VACUUM"):
+                    return entry
+        raise UserError(f"{self.uri}: its log says nothing but that it was cleaned up; name another folder")
+
+    def versions(self) -> dict[int, Publication]:
+        """The versions that raygen published and the log still knows."""
+        return {
+            entry["version"]: Publication.model_validate(entry[_KEY])
+            for entry in reversed(self._delta.history())
+            if _KEY in entry
+        }
+
+    def files(self) -> dict[str, int]:
+        """This version's files: path -> samples."""
+        actions = pa.table(self._delta.get_add_actions(flatten=True))
+        return dict(zip(actions["path"].to_pylist(), actions["num_records"].to_pylist(), strict=True))
+
+    def commit(
+        self, publication: Publication, added: Sequence[DataFile], removed: Iterable[str]
+    ) -> "PublishedTable":
+        """Publishes the version after this one.
+
+        Raises:
+            LeaseError: another hand has written that version.
+        """
+        version, now = self.version + 1, int(time.time() * 1000)
+        sizes = {}
+        if removed:
+            actions = pa.table(self._delta.get_add_actions(flatten=True))
+            sizes = dict(zip(actions["path"].to_pylist(), actions["size_bytes"].to_pylist(), strict=True))
+        entries = [
+            AddAction(file.path, file.num_bytes, {}, now, data_change=True, stats=_stats(file))
+            for file in added
+        ]
+        entries += [
+            RemoveAction(
+                path=path, data_change=True, deletion_timestamp=now, size=sizes[path], partition_values={}
+            )
+            for path in removed
+        ]
+        try:
+            self._delta.create_write_transaction(
+                entries, "append", self._delta.schema(), commit_properties=self._properties(publication)
+            )
+        except CommitFailedError as error:
+            raise self._outrun() from error
+        return PublishedTable(self.uri, _load(self.uri, version))
+
+    def restore(self, target: int, publication: Publication) -> "PublishedTable":
+        """Publishes the content of an older version as the next one.
+
+        Raises:
+            UserError: files of that version are gone.
+            LeaseError: another hand has written the next version.
+        """
+        version = self.version + 1
+        try:
+            self._delta.restore(target, commit_properties=self._properties(publication))
+        except CommitFailedError as error:
+            raise self._outrun() from error
+        except DeltaError as error:
+            raise UserError(f"{self.uri}: version {target} cannot be restored: {error}") from None
+        return PublishedTable(self.uri, _load(self.uri, version))
+
+    def recent(self, count: int, hours: float) -> list[int]:
+        """The last `count` versions that raygen published, and those that were the latest at any time in the last
+        `hours`; always with the latest."""
+        history = sorted(self._delta.history(), key=lambda entry: entry["version"])
+        since = 1000 * (time.time() - 3600 * hours)
+        ends = [entry["timestamp"] for entry in history[1:]] + [float("inf")]
+        young = {entry["version"] for entry, end in zip(history, ends, strict=True) if end > since}
+        ours = [entry["version"] for entry in history if _KEY in entry]
+        return sorted(young | set(ours[-count:] if count else ()) | {self.version})
+
+    def files_of(self, version: int) -> set[str]:
+        """The files of another version."""
+        return set(PublishedTable(self.uri, _load(self.uri, version)).files())
+
+    def vacuum(self, keep: Sequence[int], dry_run: bool) -> list[str]:
+        """Deletes the files that have left the table, unless a version in `keep` has them; returns their paths."""
+        return self._delta.vacuum(
+            retention_hours=0, dry_run=dry_run, enforce_retention_duration=False, keep_versions=list(keep)
+        )
+
+    def _properties(self, publication: Publication) -> CommitProperties:
+        return CommitProperties(
+            custom_metadata={_KEY: publication.model_dump()},
+            # None: the library would move on to the next free version, above work that this one has not seen.
+            max_commit_retries=0,
+            app_transactions=[Transaction(_APP, self.version + 1)],
+        )
+
+    def _outrun(self) -> LeaseError:
+        return LeaseError(
+            f"{self.uri}: its version {self.version + 1} was written by another hand meanwhile; nothing was "
+            "published by this refresh; run the same command again"
+        )
+
+
+def open_table(uri: str) -> PublishedTable | None:
+    """The table of this folder at its latest version, if there is one.
+
+    Raises:
+        UserError: a table of other columns, or storage says no.
+    """
+    try:
+        delta = _load(uri)
+    except TableNotFoundError:
+        return None
+    except (DeltaError, OSError) as error:
+        raise UserError(f"table {uri}: {_line(error)}; check the URI and the permissions") from None
+    names = [field.name for field in delta.schema().fields]
+    if names != TABLE_SCHEMA.names:
+        raise UserError(
+            f"table {uri}: not one of raygen's: its columns are {_few(names)}; name another folder"
+        )
+    return PublishedTable(uri, delta)
+
+
+def create_table(uri: str) -> PublishedTable:
+    """Creates an empty table, version 0; of two that try at once, one does, and both have it."""
+    try:
+        DeltaTable.create(
+            uri,
+            TABLE_SCHEMA,
+            name="raygen",
+            description="Synthetic defects: four of each normal; one row is a sample",
+            storage_options=storage.delta_options(uri),
+        )
+    except DeltaError as error:
+        table = open_table(uri)
+        if table is None:
+            raise UserError(f"table {uri}: {_line(error)}; check the URI and the permissions") from None
+        return table
+    table = open_table(uri)
+    assert table is not None
+    return table
+
+
+def _load(uri: str, version: int | None = None) -> DeltaTable:
+    return DeltaTable(uri, version=version, storage_options=storage.delta_options(uri))
+
+
+def _stats(file: DataFile) -> str:
+    return json.dumps(
+        {
+            "numRecords": file.num_samples,
+            "minValues": dict(file.least),
+            "maxValues": dict(file.greatest),
+            "nullCount": dict.fromkeys(file.least, 0),
+        }
+    )
+
+
+def _few(things: Iterable[Any]) -> str:
+    names = [str(thing) for thing in things]
+    return ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
+
+
+def _line(error: BaseException) -> str:
+    return str(error).splitlines()[0][:300]

@@ -1,0 +1,155 @@
+"""The nightly refresh: after each night the table is what generating that night's pool from scratch would give."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable
+from factories import InProcess, write_checkpoint, write_pool, write_run
+
+from raygen import storage, surfaces
+from raygen.data.runs import read_shard
+from raygen.errors import PromiseError
+from raygen.generate.config import GenerateConfig
+from raygen.images import encode_png
+from raygen.publish.config import RefreshConfig
+from raygen.publish.refresh import refresh
+from raygen.publish.report import RefreshReport
+from raygen.publish.state import REPORT
+from raygen.publish.table import open_table
+from raygen.publish.versions import rollback
+
+PROVENANCE = ["run_id", "shard"]  # in which run and shard a sample was made: the one thing that may differ
+GENERATE = {"normals_per_shard": 5}
+
+
+def config_of(base: str, **changes: Any) -> RefreshConfig:
+    return RefreshConfig.model_validate(
+        {
+            "pool": f"{base}/pool",
+            "table": f"{base}/table",
+            "checkpoint": f"{base}/checkpoint",
+            "generate": GENERATE,
+            "audit": {"min_accepted": 0.0},  # the weights are random
+            "lease_seconds": 5,
+            **changes,
+        }
+    )
+
+
+def rows_of(table: pa.Table) -> list[dict[str, Any]]:
+    return table.drop_columns(PROVENANCE).sort_by("sample_id").to_pylist()
+
+
+def published(config: RefreshConfig, version: int | None = None) -> list[dict[str, Any]]:
+    """The table's rows as a reader has them."""
+    delta = DeltaTable(config.table, version=version, storage_options=storage.delta_options(config.table))
+    return rows_of(delta.to_pyarrow_table())
+
+
+def from_scratch(config: RefreshConfig, output: str) -> list[dict[str, Any]]:
+    """The rows of a run over the whole pool as it is now."""
+    run = GenerateConfig(pool=config.pool, output=output, checkpoint=config.checkpoint, normals_per_shard=7)
+    manifest = write_run(run)
+    return rows_of(pa.concat_tables([read_shard(output, stats) for stats in manifest.shards]))
+
+
+def say_nothing(line: str) -> None:
+    pass
+
+
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_seven_nights(where: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    base = str(tmp_path) if where == "local" else request.getfixturevalue("s3_uri")
+    uris = write_pool(f"{base}/pool", 3)  # nine
+    others = dict(surfaces.pool(3, seed=7, size=32, channels=1))
+    write_checkpoint(f"{base}/checkpoint")
+    work = InProcess()
+    storage.put(f"{base}/blocked.txt", b"# images to test on\n")
+    config = config_of(base, audit={"min_accepted": 0.0, "blocklist": None})
+
+    def night(config: RefreshConfig = config) -> RefreshReport:
+        return refresh(config, say_nothing, work)
+
+    def expect(night: int, generated: int, version: int) -> None:
+        """The table is what the pool is, and so many normals were generated for, in all."""
+        assert work.normals == generated
+        assert published(config) == from_scratch(config, f"{base}/night-{night}")
+        table = open_table(config.table)
+        assert table is not None
+        assert table.version == version
+
+    # 1: all is new.
+    report = night()
+    assert (report.status, report.version, report.counts.new, report.samples) == ("published", 1, 9, 36)
+    expect(1, generated=9, version=1)
+
+    # 2: the pool has grown.
+    write_pool(f"{base}/pool/late", 1, seed=3)
+    for product in surfaces.PRODUCTS:
+        data = storage.read(f"{base}/pool/late/{product}/000000.png")
+        storage.put(f"{base}/pool/{product}/late.png", data)
+        storage.delete(f"{base}/pool/late/{product}/000000.png")
+    report = night()
+    assert (report.counts.new, report.counts.kept, report.files_removed) == (3, 9, 0)
+    expect(2, generated=12, version=2)
+
+    # 3: two have gone, and one has other bytes under its old name.
+    for uri in uris[:2]:
+        storage.delete(uri)
+    storage.put(uris[2], encode_png(next(iter(others.values()))))
+    report = night()
+    assert (report.counts.removed, report.counts.changed, report.counts.new, report.counts.kept) == (
+        2,
+        1,
+        0,
+        9,
+    )
+    assert report.since is not None
+    assert report.since.work == 1 - 3
+    expect(3, generated=13, version=3)
+
+    # 4: nothing has changed: no image is read, no version is written.
+    report = night()
+    assert (report.status, report.version) == ("nothing to do", 3)
+    expect(4, generated=13, version=3)
+
+    # 5: another checkpoint, and so all anew.
+    write_checkpoint(f"{base}/checkpoint", seed=1)
+    report = night()
+    assert (report.counts.outdated, report.counts.kept) == (10, 0)
+    expect(5, generated=23, version=4)
+    after_five = published(config)
+
+    # 6: an image to test on has come among the normals. The audit says so, and the table stays as it was.
+    poison = f"{base}/pool/{surfaces.PRODUCTS[0]}/poison.png"
+    storage.put(poison, encode_png(list(others.values())[1]))
+    sha256 = hashlib.sha256(storage.read(poison)).hexdigest()
+    storage.put(f"{base}/blocked.txt", f"{sha256}  test/poison.png\n".encode())
+    checked = config_of(base, audit={"min_accepted": 0.0, "blocklist": f"{base}/blocked.txt"})
+    with pytest.raises(PromiseError, match=r"audit: blocklist: normal .*poison\.png") as caught:
+        night(checked)
+    assert caught.value.exit_code == 3
+    assert published(config) == after_five
+    failed = RefreshReport.model_validate_json(storage.read(storage.join(config.table, REPORT)))
+    assert (failed.status, failed.version) == ("audit failed", 4)
+
+    # 7: it has gone again; and one more has come.
+    storage.delete(poison)
+    storage.put(poison.replace("poison", "late2"), encode_png(list(others.values())[2]))
+    report = night()
+    assert (report.counts.new, report.counts.removed, report.version) == (1, 0, 5)
+    expect(7, generated=25, version=5)
+    assert not list(storage.list_files(f"{config.table}/runs/{failed.night}")), (
+        "the failed night is cleared away"
+    )
+
+    # Back to last night's data, and forth again.
+    assert rollback(config.table, say=say_nothing) == 6
+    assert published(config) == after_five
+    assert published(config, version=5) != after_five
+    report = night()
+    assert (report.counts.new, report.version) == (1, 7)
+    expect(8, generated=26, version=7)
