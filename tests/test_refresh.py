@@ -10,14 +10,16 @@ from deltalake import DeltaTable
 from factories import InProcess, write_checkpoint, write_pool, write_run
 
 from raygen import storage, surfaces
+from raygen.cli import main
 from raygen.data.runs import read_shard
 from raygen.errors import PromiseError
 from raygen.generate.config import GenerateConfig
 from raygen.images import encode_png
 from raygen.publish.config import RefreshConfig
+from raygen.publish.lease import Lease
 from raygen.publish.refresh import refresh
 from raygen.publish.report import RefreshReport
-from raygen.publish.state import REPORT
+from raygen.publish.state import LEASE, REPORT
 from raygen.publish.table import open_table
 from raygen.publish.versions import rollback
 
@@ -153,3 +155,43 @@ def test_seven_nights(where: str, tmp_path: Path, request: pytest.FixtureRequest
     report = night()
     assert (report.counts.new, report.version) == (1, 7)
     expect(8, generated=26, version=7)
+
+
+@pytest.mark.slow
+def test_nights_on_ray(s3_uri: str, ray_cluster: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three nights by the command, S3 to S3: generated, rewritten and inspected by a cluster."""
+    uris = write_pool(f"{s3_uri}/pool", 3)
+    write_checkpoint(f"{s3_uri}/checkpoint")
+    config = config_of(s3_uri)
+    settings = [
+        f"pool={config.pool}", f"table={config.table}", f"checkpoint={config.checkpoint}",
+        "generate.normals_per_shard=5", "audit.min_accepted=0",
+    ]  # fmt: skip
+    command = ["refresh", *(part for setting in settings for part in ("--set", setting))]
+    assert main(command) == 0
+    storage.delete(uris[0])
+    storage.put(uris[0].replace("000000", "new"), storage.read(uris[1]))
+    assert main([*command, "--policy", "new-only"]) == 0
+    assert published(config) == from_scratch(config, f"{s3_uri}/scratch")
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "9 normals listed: 9 new" in printed
+    assert (
+        "9 normals listed: 1 new, 0 changed, 0 of another checkpoint or recipe, 8 as they were; 1 gone"
+        in printed
+    )
+    assert f"nothing to do: {config.table} stays at version 2 (36 samples)" in printed
+
+    # What a scheduler sees when the audit fails, and when another refresh is at work.
+    storage.put(f"{s3_uri}/blocked.txt", hashlib.sha256(storage.read(uris[1])).hexdigest().encode())
+    storage.put(uris[0].replace("000000", "newer"), storage.read(uris[1]))
+    assert main([*command, "--set", f"audit.blocklist={s3_uri}/blocked.txt"]) == 3
+    with Lease(f"{config.table}/{LEASE}", seconds=4):
+        assert main([*command, "--set", "lease_seconds=4"]) == 4
+    assert main([*command, "--set", "generate.colour=red"]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("raygen: ")]
+    assert ["audit: blocklist: normal" in lines[0], "refreshes this table now" in lines[1]] == [True, True]
+    assert "unknown key 'generate.colour'" in lines[2]
+    assert main(["rollback", config.table]) == 0
+    assert main(["vacuum", config.table, "--keep", "2", "--dry-run"]) == 0
+    assert "version 3 is version 1 again" in capsys.readouterr().out

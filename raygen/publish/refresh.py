@@ -371,7 +371,9 @@ class _Refresh(NamedTuple):
         table = existing_table(self.config.table)
         published = {publication.night for publication in table.versions().values()}
         in_use = {path.split("/")[1] for path in table.files()}
-        stale = {night for night in all_nights(self.config.table) if int(night[:6]) <= table.version}
+        stale = {
+            night for night in all_nights(self.config.table) if int(night.split("-")[0]) <= table.version
+        }
         for night in sorted(stale - published - in_use):
             if not storage.exists(storage.join(self.config.table, f"_refresh/{night}/{MARK}")):
                 for folder in (f"runs/{night}", f"_refresh/{night}"):

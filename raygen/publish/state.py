@@ -13,6 +13,7 @@ Everything before the commit is written under names that follow from what the ni
 is gone on with, and whoever writes twice writes the same.
 """
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -81,7 +82,7 @@ def all_nights(table_uri: str) -> set[str]:
     """The nights that left something."""
     prefix = f"{table_uri}/_refresh/"
     names = (entry.uri.removeprefix(prefix) for entry in storage.list_files(prefix))
-    return {name.split("/")[0] for name in names if "/" in name}
+    return {name.split("/")[0] for name in names if re.match(r"\d{6,}-\w+/", name)}
 
 
 def delete_all(uris: list[str]) -> None:
