@@ -2,10 +2,10 @@
 
     python tests/benchmarks/table_layout.py --normals 1200 --rounds 5
 
-Writes a run of procedural surfaces (null model, 64 px) as a table by nights, as `refresh` publishes it, and the same
-rows partitioned by product and defect type by the Delta Lake library. Then, in turn, reads of both by Polars and
-PyArrow: all images; those of one product and defect type; the labels alone. Medians, and the second layout's over
-the first's.
+Writes a run of procedural surfaces (null model, 64 px) as a table by nights, as `refresh` publishes it, and the
+same rows partitioned by product and defect type by the Delta Lake library. Then, in turn, reads of both by Polars
+and PyArrow: all images; those of one product and defect type; the labels alone. Medians, and the second layout's
+over the first's.
 """
 
 import argparse
@@ -59,9 +59,8 @@ def main() -> None:
         rows = DeltaTable(config.table).to_pyarrow_table()
         started = time.perf_counter()
         write_deltalake(f"{folder}/cells", rows, partition_by=list(ONE))
-        print(
-            f"{len(rows):,} samples; writing them a second time, partitioned: {time.perf_counter() - started:.1f} s"
-        )
+        again = time.perf_counter() - started
+        print(f"{len(rows):,} samples; writing them a second time, partitioned: {again:.1f} s")
         tables = {"nights": readers(config.table), "cells": readers(f"{folder}/cells")}
         for what in tables["nights"]:
             seconds: dict[str, list[float]] = {layout: [] for layout in tables}
