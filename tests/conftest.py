@@ -20,10 +20,19 @@ from botocore.exceptions import BotoCoreError, ClientError
 BUCKET = "raygen"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what starts a Ray, so that the others can run side by side and these cannot."""
+    for item in items:
+        if {"ray_cluster", "ray_head"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("ray")
+
+
 def free_ports(count: int, companion: int = 0) -> list[int]:
     """Loopback ports that nobody listens on, nor on `port + companion`; outside Ray's own 10002-19999."""
     found: list[int] = []
-    for port in range(20000 + os.getpid() % 5000, 45000, 7):
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))  # two look at the same time
+    for port in range(20000 + os.getpid() % 700 * 7 + worker, 45000, 7):
         try:
             for offset in {0, companion}:
                 with socket.socket() as probe:

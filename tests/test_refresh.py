@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
-from factories import InProcess, write_checkpoint, write_pool, write_run
+from factories import InProcess, bad_files, write_checkpoint, write_pool, write_run
 
 from raygen import storage, surfaces
 from raygen.cli import main
@@ -155,6 +155,60 @@ def test_seven_nights(where: str, tmp_path: Path, request: pytest.FixtureRequest
     report = night()
     assert (report.counts.new, report.version) == (1, 7)
     expect(8, generated=26, version=7)
+
+
+def test_a_bad_normal_is_told_once(tmp_path: Path) -> None:
+    write_pool(f"{tmp_path}/pool", 3)
+    config = config_of(str(tmp_path), checkpoint="null:32x1", generate={**GENERATE, "max_reject_rate": 0.1})
+    work = InProcess()
+    refresh(config, say_nothing, work)
+    name, (data, _) = next(iter(bad_files().items()))
+    storage.put(f"{tmp_path}/pool/bad/{name}", data)
+    lines: list[str] = []
+    report = refresh(config, lines.append, work)
+    assert (report.counts.new, report.made, report.rejected) == (1, 0, {"empty": 1})
+    assert "1 normals of no use (1 empty)" in lines
+    assert refresh(config, lines.append, work).status == "nothing to do"
+    assert published(config) == from_scratch(config, f"{tmp_path}/scratch")
+
+    # With other bytes it is another matter; and when it has gone, nothing has to leave.
+    storage.put(f"{tmp_path}/pool/bad/{name}", storage.read(f"{config.pool}/brushed_metal/000000.png"))
+    report = refresh(config, lines.append, work)
+    assert (report.counts.changed, report.made, report.files_removed) == (1, 4, 0)
+    assert published(config) == from_scratch(config, f"{tmp_path}/scratch-2")
+
+
+def test_what_the_gate_drops_is_not_asked_for_again(tmp_path: Path) -> None:
+    uris = write_pool(f"{tmp_path}/pool", 2)
+    write_checkpoint(f"{tmp_path}/checkpoint")
+    gate = {"min_mask_area": 0.9, "on_shortfall": "drop", "max_attempts": 1}  # nothing passes
+    config = config_of(str(tmp_path), generate={**GENERATE, "gate": gate})
+    report = refresh(config, say_nothing, InProcess())
+    assert (report.asked, report.made, report.refused, report.files_added) == (
+        24,
+        0,
+        {"min_mask_area": 24},
+        0,
+    )
+    assert refresh(config, say_nothing, InProcess()).status == "nothing to do"
+    storage.delete(uris[0])
+    report = refresh(config, say_nothing, InProcess())
+    assert (report.counts.removed, report.files_removed, report.samples) == (1, 0, 0)
+
+
+def test_a_recipe_that_cuts_other_shards_makes_nothing_anew(tmp_path: Path) -> None:
+    uris = write_pool(f"{tmp_path}/pool", 2)
+    config = config_of(str(tmp_path), checkpoint="null:32x1")
+    refresh(config, say_nothing, InProcess())
+    other = config_of(str(tmp_path), checkpoint="null:32x1", generate={"normals_per_shard": 2})
+    assert refresh(other, say_nothing, InProcess()).status == "nothing to do"
+    storage.delete(uris[0])
+    assert refresh(other, say_nothing, InProcess()).files_rewritten == 1
+    changed = config_of(str(tmp_path), checkpoint="null:32x1", generate={"seed": 3}, policy="new-only")
+    assert refresh(changed, say_nothing, InProcess()).status == "nothing to do"
+    changed = config_of(str(tmp_path), checkpoint="null:32x1", generate={"seed": 3})
+    report = refresh(changed, say_nothing, InProcess())
+    assert (report.counts.outdated, report.counts.kept, report.samples) == (5, 0, 20)
 
 
 @pytest.mark.slow

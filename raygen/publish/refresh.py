@@ -283,6 +283,9 @@ class _Refresh(NamedTuple):
         config = self.config.generate_config(
             self._uri(night, "work.parquet"), storage.join(self.config.table, night.run)
         )
+        # Of the pool, not of the night: one bad photograph among three new ones is no reason to publish nothing.
+        rate = min(1.0, config.max_reject_rate * night.counts.listed / night.counts.work)
+        config = config.model_copy(update={"max_reject_rate": rate})
         try:
             return self.work.generate(config, self.say)
         except PromiseError:
