@@ -219,19 +219,22 @@ def test_nights_on_ray(s3_uri: str, ray_cluster: None, capsys: pytest.CaptureFix
     config = config_of(s3_uri)
     settings = [
         f"pool={config.pool}", f"table={config.table}", f"checkpoint={config.checkpoint}",
-        "generate.normals_per_shard=5", "audit.min_accepted=0",
+        "generate.normals_per_shard=5", "generate.max_reject_rate=0.2", "audit.min_accepted=0",
     ]  # fmt: skip
     command = ["refresh", *(part for setting in settings for part in ("--set", setting))]
     assert main(command) == 0
     storage.delete(uris[0])
     storage.put(uris[0].replace("000000", "new"), storage.read(uris[1]))
+    storage.put(
+        uris[0].replace("000000", "bad"), b"no image"
+    )  # one of two is more than a fifth, of ten it is not
     assert main([*command, "--policy", "new-only"]) == 0
     assert published(config) == from_scratch(config, f"{s3_uri}/scratch")
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "9 normals listed: 9 new" in printed
     assert (
-        "9 normals listed: 1 new, 0 changed, 0 of another checkpoint or recipe, 8 as they were; 1 gone"
+        "10 normals listed: 2 new, 0 changed, 0 of another checkpoint or recipe, 8 as they were; 1 gone"
         in printed
     )
     assert f"nothing to do: {config.table} stays at version 2 (36 samples)" in printed
