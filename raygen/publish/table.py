@@ -25,6 +25,9 @@ from raygen.records import SAMPLE_SCHEMA
 
 _APP = "raygen-refresh"
 _KEY = "raygen"  # of the Publication among an entry's own words
+_CONFIGURATION = {"delta.enableExpiredLogCleanup": "false"}
+# An entry says whose version it is, and must not be lost; it is small, and `vacuum` bounds the data.
+_MAX_HISTORY = 1_000  # entries that are looked at, a request each: three years of nights
 TABLE_SCHEMA = pa.schema(list(SAMPLE_SCHEMA))
 """The columns of the table: those of a sample. The columns of images hold PNG bytes."""
 
@@ -79,17 +82,17 @@ class PublishedTable:
 
     def _last_change(self) -> dict[str, Any]:
         """The log's last entry that says what the table holds; a clean-up does not."""
-        for limit in (4, None):  # the last few, as a rule: an entry is a request
+        for limit in (4, _MAX_HISTORY):  # the last few, as a rule: an entry is a request
             for entry in self._delta.history(limit):
                 if not entry["operation"].startswith("VACUUM"):
                     return entry
         raise UserError(f"{self.uri}: its log says nothing but that it was cleaned up; name another folder")
 
     def versions(self) -> dict[int, Publication]:
-        """The versions that raygen published and the log still knows."""
+        """The versions that raygen published; the oldest may be left out."""
         return {
             entry["version"]: Publication.model_validate(entry[_KEY])
-            for entry in reversed(self._delta.history())
+            for entry in reversed(self._delta.history(_MAX_HISTORY))
             if _KEY in entry
         }
 
@@ -148,7 +151,7 @@ class PublishedTable:
     def recent(self, count: int, hours: float) -> list[int]:
         """The last `count` versions that raygen published, and those that were the latest at any time in the last
         `hours`; always with the latest."""
-        history = sorted(self._delta.history(), key=lambda entry: entry["version"])
+        history = sorted(self._delta.history(_MAX_HISTORY), key=lambda entry: entry["version"])
         since = 1000 * (time.time() - 3600 * hours)
         ends = [entry["timestamp"] for entry in history[1:]] + [float("inf")]
         young = {entry["version"] for entry, end in zip(history, ends, strict=True) if end > since}
@@ -161,9 +164,16 @@ class PublishedTable:
 
     def vacuum(self, keep: Sequence[int], dry_run: bool) -> list[str]:
         """Deletes the files that have left the table, unless a version in `keep` has them; returns their paths."""
-        return self._delta.vacuum(
-            retention_hours=0, dry_run=dry_run, enforce_retention_duration=False, keep_versions=list(keep)
-        )
+
+        def delete(dry_run: bool) -> list[str]:
+            return self._delta.vacuum(
+                retention_hours=0, dry_run=dry_run, enforce_retention_duration=False, keep_versions=list(keep)
+            )
+
+        gone = delete(dry_run=True)
+        return (
+            delete(dry_run=False) if gone and not dry_run else gone
+        )  # it writes a version, also for no file
 
     def _properties(self, publication: Publication) -> CommitProperties:
         return CommitProperties(
@@ -208,6 +218,7 @@ def create_table(uri: str) -> PublishedTable:
             TABLE_SCHEMA,
             name="raygen",
             description="Synthetic defects: four of each normal; one row is a sample",
+            configuration=_CONFIGURATION,
             storage_options=storage.delta_options(uri),
         )
     except DeltaError as error:
