@@ -15,8 +15,9 @@ from raygen.models.dfmgan import (
     ResidualBlock,
     build_matcher,
     full_mask,
+    gate,
 )
-from raygen.models.stylegan2 import State, StyledConv, StyleGAN2Config, SynthesisBlock, upsample
+from raygen.models.stylegan2 import State, StyledConv, StyleGAN2Config, SynthesisBlock
 
 BACKBONE = StyleGAN2Config(
     image_size=32, channels=1, num_products=2, latent_dim=8, w_dim=8, channel_base=256, channel_max=16
@@ -128,7 +129,7 @@ def test_features_outside_the_mask_are_the_normal_s() -> None:
     normal = seen.painted[0]
     seen.painted.clear()
     made = generator(*inputs)
-    defective, inside = seen.painted[0], made.mask[:, 0] >= 0
+    defective, inside = seen.painted[0], gate(full_mask(made.mask, 32), 8)[:, 0]
     assert 0.1 < inside.float().mean() < 0.9
     differs = (defective != normal).any(dim=1)
     assert torch.equal(differs, inside)
@@ -136,11 +137,11 @@ def test_features_outside_the_mask_are_the_normal_s() -> None:
 
 @pytest.mark.parametrize("start", [0, 16])
 def test_every_resolution_adds_its_residual_inside_the_mask(start: int) -> None:
-    """h = B_R(x) + residual_R(x) · (mask ≥ 0), of the manipulated features x of the resolution below."""
+    """h = B_R(x) + residual_R(x) · (mask ≥ 0 in the cell), x being the manipulated features below."""
     config = replace(TINY, start=start)
     generator, inputs = build(config), draw(config)
     seen = watch(generator)
-    mask = generator(*inputs).mask
+    inside = full_mask(generator(*inputs).mask, 32) >= 0
     parts = [part for part in generator.backbone.synthesis.parts(*inputs[:2]) if part[0] >= config.first]
     painted, residuals = list(seen.painted), list(seen.residuals)
     assert len(painted) == len(residuals) == len(parts) == len(config.resolutions)
@@ -152,11 +153,22 @@ def test_every_resolution_adds_its_residual_inside_the_mask(start: int) -> None:
         assert isinstance(beside, ResidualBlock)
         residual = beside(x, inputs.defect_ws[:, 2 * index : 2 * index + 2], squares)
         torch.testing.assert_close(residuals[index], residual)
-        if index:
-            mask = upsample(mask)
-        assert mask.shape[2] == size
-        x = block.features(x, block_ws, block_maps) + residual * (mask >= 0)
+        cells = inside.unflatten(3, (size, -1)).unflatten(2, (size, -1)).any(dim=3).any(dim=4)
+        assert cells.shape == (3, 1, size, size)
+        x = block.features(x, block_ws, block_maps) + residual * cells
         torch.testing.assert_close(painted[index], x)
+
+
+def test_a_cell_that_no_pixel_of_the_mask_shows_draws_nothing() -> None:
+    """One that stands alone, and is smoothed away where the mask is upsampled."""
+    generator, inputs = build(), draw()
+    raw = torch.full((3, 1, 8, 8), -1.0)
+    raw[:, :, 3, 4] = 0.1
+    assert not (full_mask(raw, 32) >= 0).any()
+    generator._mask = lambda residual, defect_ws: raw  # type: ignore[method-assign]
+    assert torch.equal(generator(*inputs).image, generator.normal(inputs.ws, inputs.noise))
+    raw[:, :, 3, 4] = 9.0
+    assert not torch.equal(generator(*inputs).image, generator.normal(inputs.ws, inputs.noise))
 
 
 def test_the_mask_at_the_image_s_size_is_where_the_last_block_adds() -> None:

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raygen.models.stylegan2 import (
@@ -177,16 +178,16 @@ class DFMGANGenerator(nn.Module):
         """A defect on each row of `normals`; arguments as in `forward`."""
         residual_maps = split_noise(defect_noise, self.config.resolutions)
         x, image = normals.below
-        raw = mask = None
+        raw = whole = None
         for index, (_, block, block_ws, maps, image_w) in enumerate(self._upper(ws, noise)):
             residual = self._residual(index, x, defect_ws, [next(residual_maps), next(residual_maps)])
-            if mask is None:
-                raw = mask = self._mask(residual, defect_ws)  # float32
+            if whole is None:
+                raw = self._mask(residual, defect_ws)  # float32
+                whole = full_mask(raw, self.config.backbone.image_size)
                 x = normals.features
             else:
-                mask = upsample_mask(mask)
                 x = block.features(x, block_ws, maps)
-            x = x + residual * (mask >= 0).to(residual.dtype)
+            x = x + residual * gate(whole, x.shape[2]).to(residual.dtype)
             image = block.paint(image, x, image_w)
         assert image is not None
         assert raw is not None
@@ -227,16 +228,22 @@ class DFMGANGenerator(nn.Module):
 
 
 def full_mask(raw: Tensor, image_size: int) -> Tensor:
-    """A raw mask, (N, 1, first, first), at the image's size, still raw: upsampled as the generator does it."""
-    while raw.shape[2] < image_size:
-        raw = upsample_mask(raw)
+    """A raw mask, (N, 1, first, first), at the image's size, still raw; in float32 also under autocast."""
+    with torch.autocast(raw.device.type, enabled=False):
+        while raw.shape[2] < image_size:
+            raw = upsample(raw)
     return raw
 
 
-def upsample_mask(raw: Tensor) -> Tensor:
-    """(N, 1, R, R) to (N, 1, 2 R, 2 R), in float32 also under autocast."""
-    with torch.autocast(raw.device.type, enabled=False):
-        return upsample(raw)
+def gate(whole: Tensor, resolution: int) -> Tensor:
+    """Where features are manipulated at a resolution, bool (N, 1, R, R): in the cells that a pixel of the whole
+    mask, (N, 1, image_size, image_size), lies in.
+
+    The paper thresholds the upsampled raw mask at each resolution by itself. A cell that stands alone then draws
+    a defect, and is smoothed away on its way up: no mask shows it, and D_match does not see it. A small model
+    learns to hide nearly all that it does in this way.
+    """
+    return F.max_pool2d(whole, whole.shape[2] // resolution) >= 0
 
 
 def build_matcher(config: DFMGANConfig) -> Discriminator:
