@@ -9,6 +9,7 @@ import errno
 import fcntl
 import functools
 import io
+import itertools
 import os
 import shutil
 import threading
@@ -33,6 +34,10 @@ class Entry(NamedTuple):
 
 class StorageUnavailableError(UserError):
     """Storage does not answer, or says try again later: the one error here that time mends."""
+
+
+class _ConflictError(StorageUnavailableError):
+    """Another conditional put of the same object is under way."""
 
 
 class ObjectMissingError(Exception):
@@ -119,10 +124,8 @@ def put(uri: str, data: bytes | IO[bytes]) -> None:
 def put_if_absent(uri: str, data: bytes | IO[bytes]) -> bool:
     """Writes an object unless one stands there; of any number of racing writers exactly one gets True."""
     if _is_s3(uri):
-        bucket, key = _bucket_key(uri)
         try:
-            with _s3_errors(uri):
-                _client().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+            _put_if(uri, data, IfNoneMatch="*")
         except ObjectChangedError:
             return False
         return True
@@ -141,13 +144,10 @@ def replace(uri: str, data: bytes, etag: str) -> str | None:
         The new etag; None if the object has another by now, or is gone.
     """
     if _is_s3(uri):
-        bucket, key = _bucket_key(uri)
         try:
-            with _s3_errors(uri):
-                answer = _client().put_object(Bucket=bucket, Key=key, Body=data, IfMatch=f'"{etag}"')
+            return _put_if(uri, data, IfMatch=f'"{etag}"')
         except (ObjectChangedError, ObjectMissingError):
             return None
-        return answer["ETag"].strip('"')
     target = _local(uri)
     with _writing_local(uri):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -318,7 +318,11 @@ def _refused(uri: str, error: OSError) -> UserError:
 
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 _CHANGED = {"PreconditionFailed", "412"}
-_TRY_AGAIN = {"SlowDown", "RequestTimeout", "ConditionalRequestConflict", "OperationAborted"}
+_CONFLICT = {
+    "ConditionalRequestConflict",
+    "OperationAborted",
+}  # two conditional puts at once: neither, or one
+_TRY_AGAIN = {"SlowDown", "RequestTimeout"}
 
 
 def _is_s3(uri: str) -> bool:
@@ -370,6 +374,23 @@ def _list_s3(base_uri: str, deep: bool) -> Iterator[Entry]:
                     yield Entry(f"s3://{bucket}/{key}", item["Size"], item["ETag"].strip('"'))
 
 
+def _put_if(uri: str, data: bytes | IO[bytes], **condition: str) -> str:
+    """A conditional put; returns the etag."""
+    bucket, key = _bucket_key(uri)
+    for attempt in itertools.count():
+        try:
+            with _s3_errors(uri):
+                answer = _client().put_object(Bucket=bucket, Key=key, Body=data, **condition)
+            return answer["ETag"].strip('"')
+        except _ConflictError:
+            if attempt == 7:
+                raise
+            time.sleep(0.1 * 2**attempt)
+            if not isinstance(data, bytes):
+                data.seek(0)
+    raise AssertionError
+
+
 class _S3File(io.RawIOBase):
     """A file of s3fs whose later reads, too, fail with our errors."""
 
@@ -412,6 +433,8 @@ def _s3_errors(uri: str) -> Iterator[None]:
             raise ObjectMissingError(uri) from error
         if code in _CHANGED:
             raise ObjectChangedError(uri) from error
+        if code in _CONFLICT:
+            raise _ConflictError(f"{uri}: S3 answers {code}; run the same command again") from error
         if code in _TRY_AGAIN or status >= 500:
             raise StorageUnavailableError(f"{uri}: S3 answers {code}; run the same command again") from error
         raise UserError(

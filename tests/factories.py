@@ -58,12 +58,17 @@ def write_pool(uri: str, num_per_product: int, size: int = 32, channels: int = 1
 
 
 def write_checkpoint(
-    uri: str, sizes: DTGANConfig = TINY, num_references: int = 4, seed: int = 0, **changes
+    uri: str,
+    sizes: DTGANConfig = TINY,
+    num_references: int = 4,
+    seed: int = 0,
+    references_at: str | None = None,
+    **changes,
 ) -> Checkpoint:
     """Writes a DT-GAN checkpoint of random weights, scaled so that every sample shows its own defect.
 
     Every weight is drawn anew: a fresh network has zero biases and, with a background skip, a zero fusion, and
-    would hide mistakes.
+    would hide mistakes. The references' files, where `references_at` says, hold their own names.
     """
     torch.manual_seed(seed)
     generator, mapping, judge = build_generator(sizes), MappingNetwork(sizes), Discriminator(sizes)
@@ -77,11 +82,17 @@ def write_checkpoint(
         last = "fusion.weight" if sizes.decoders == "separate" else "output.2.weight"
         generator.get_parameter(last).mul_(0.3 / made.std())  # grey levels that seldom clip
     bank = [
-        Reference(uri=f"surfaces:{product}/{defect_type}/{i}", product=product, defect_type=defect_type)
+        Reference(
+            uri=f"{references_at or 'surfaces:'}{product}/{defect_type}/{i}",
+            product=product,
+            defect_type=defect_type,
+        )
         for product in surfaces.PRODUCTS
         for defect_type in surfaces.DEFECT_TYPES
         for i in range(num_references)
     ]
+    for item in bank if references_at else ():
+        storage.put(item.uri, item.uri.encode())
     codes = {
         "style": torch.randn(len(bank), sizes.style_dim),
         "content": torch.randn(len(bank), sizes.content_channels, 16, 16),

@@ -1,9 +1,11 @@
 """The nightly refresh: after each night the table is what generating that night's pool from scratch would give."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
@@ -11,8 +13,9 @@ from factories import InProcess, bad_files, write_checkpoint, write_pool, write_
 
 from raygen import storage, surfaces
 from raygen.cli import main
-from raygen.data.runs import read_shard
-from raygen.errors import PromiseError
+from raygen.config import load_config
+from raygen.data.runs import Manifest, read_shard
+from raygen.errors import PromiseError, UserError
 from raygen.generate.config import GenerateConfig
 from raygen.images import encode_png
 from raygen.publish.config import RefreshConfig
@@ -67,7 +70,7 @@ def test_seven_nights(where: str, tmp_path: Path, request: pytest.FixtureRequest
     base = str(tmp_path) if where == "local" else request.getfixturevalue("s3_uri")
     uris = write_pool(f"{base}/pool", 3)  # nine
     others = dict(surfaces.pool(3, seed=7, size=32, channels=1))
-    write_checkpoint(f"{base}/checkpoint")
+    write_checkpoint(f"{base}/checkpoint", references_at=f"{base}/references/")
     work = InProcess()
     storage.put(f"{base}/blocked.txt", b"# images to test on\n")
     config = config_of(base, audit={"min_accepted": 0.0, "blocklist": None})
@@ -119,7 +122,7 @@ def test_seven_nights(where: str, tmp_path: Path, request: pytest.FixtureRequest
     expect(4, generated=13, version=3)
 
     # 5: another checkpoint, and so all anew.
-    write_checkpoint(f"{base}/checkpoint", seed=1)
+    write_checkpoint(f"{base}/checkpoint", seed=1, references_at=f"{base}/references/")
     report = night()
     assert (report.counts.outdated, report.counts.kept) == (10, 0)
     expect(5, generated=23, version=4)
@@ -178,6 +181,97 @@ def test_a_bad_normal_is_told_once(tmp_path: Path) -> None:
     assert published(config) == from_scratch(config, f"{tmp_path}/scratch-2")
 
 
+def test_the_blocklist_is_asked_of_what_is_published_too(tmp_path: Path) -> None:
+    uris = write_pool(f"{tmp_path}/pool", 2)
+    config = config_of(
+        str(tmp_path),
+        checkpoint="null:32x1",
+        generate={"normals_per_shard": 2},
+        audit={"blocklist": f"{tmp_path}/list.txt"},
+    )
+    storage.put(f"{tmp_path}/list.txt", b"")
+    refresh(config, say_nothing, InProcess())
+    storage.put(f"{tmp_path}/list.txt", hashlib.sha256(storage.read(uris[0])).hexdigest().encode())
+    with pytest.raises(PromiseError, match=rf"1 normals of the table are on it \({uris[0]}"):
+        refresh(config, say_nothing, InProcess())
+    storage.delete(uris[1])
+    with pytest.raises(PromiseError, match=f"audit: blocklist: normal {uris[0]}"):
+        refresh(config, say_nothing, InProcess())
+    storage.delete(uris[0])
+    assert refresh(config, say_nothing, InProcess()).status == "published"
+    assert published(config) == from_scratch(config, f"{tmp_path}/scratch")
+
+
+def test_what_cannot_be_read_is_looked_at_again(tmp_path: Path) -> None:
+    """A link that points nowhere is no reason for a version; and when it points somewhere, it is a normal."""
+    uris = write_pool(f"{tmp_path}/pool", 2)
+    config = config_of(str(tmp_path), checkpoint="null:32x1", generate={**GENERATE, "max_reject_rate": 0.5})
+    refresh(config, say_nothing, InProcess())
+    link = Path(uris[0]).with_name("link.png")
+    link.symlink_to(tmp_path / "later.png")
+    work = InProcess()
+    for _ in range(2):
+        report = refresh(config, say_nothing, work)
+        assert (report.status, report.version, report.counts.new) == ("nothing to do", 1, 1)
+    assert work.normals == 2
+    storage.put(f"{tmp_path}/later.png", storage.read(uris[0]))
+    assert refresh(config, say_nothing, work).made == 4
+    assert published(config) == from_scratch(config, f"{tmp_path}/scratch")
+
+
+def test_a_small_night_does_not_blind_the_next_one_s_audit(tmp_path: Path) -> None:
+    write_pool(f"{tmp_path}/pool", 8)
+    write_checkpoint(f"{tmp_path}/checkpoint")
+    audit = {"min_accepted": 0.0, "min_samples": 8, "max_score_shift": 0.9}
+    config = config_of(str(tmp_path), audit=audit)
+    refresh(config, say_nothing, InProcess())
+    storage.put(
+        f"{tmp_path}/pool/brushed_metal/one.png", storage.read(f"{tmp_path}/pool/brushed_metal/000000.png")
+    )
+    refresh(config, say_nothing, InProcess())
+    white = encode_png(np.full((32, 32, 1), 255, np.uint8))
+    for entry in list(storage.list_files(config.pool)):
+        storage.put(entry.uri, white)
+    with pytest.raises(PromiseError, match=r"audit: max_score_shift: .* from the night before"):
+        refresh(config, say_nothing, InProcess())
+
+
+def test_a_region_of_interest_of_another_product(tmp_path: Path) -> None:
+    uris = write_pool(f"{tmp_path}/pool", 1)
+    write_checkpoint(f"{tmp_path}/checkpoint")
+    storage.put(f"{tmp_path}/roi/{surfaces.PRODUCTS[0]}.png", encode_png(np.full((32, 32, 1), 255, np.uint8)))
+    native = {"composition": "residual", "native": True, "roi": f"{tmp_path}/roi", "max_pixels": 4096}
+    config = config_of(str(tmp_path), generate={**GENERATE, **native})
+    refresh(config, say_nothing, InProcess())
+    storage.put(f"{tmp_path}/pool/{surfaces.PRODUCTS[1]}/more.png", storage.read(uris[1]))
+    assert refresh(config, say_nothing, InProcess()).counts.new == 1
+    storage.delete(f"{tmp_path}/roi/{surfaces.PRODUCTS[0]}.png")
+    with pytest.raises(UserError, match="holds none of the pool's products"):
+        refresh(config, say_nothing, InProcess())
+
+
+def test_a_damaged_shard_is_made_again_by_the_next_refresh(tmp_path: Path) -> None:
+    write_pool(f"{tmp_path}/pool", 3)
+    config = config_of(str(tmp_path), checkpoint="null:32x1")
+
+    class Damaging(InProcess):
+        def generate(self, config: GenerateConfig, say: Callable[[str], None]) -> Manifest:
+            manifest = super().generate(config, say)
+            storage.put(f"{config.output}/{manifest.shards[0].file}", b"damaged")
+            return manifest
+
+    with pytest.raises(PromiseError, match=r"audit: whole: .*not as it was written"):
+        refresh(config, say_nothing, Damaging())
+    assert refresh(config, say_nothing, InProcess()).status == "published"
+    assert published(config) == from_scratch(config, f"{tmp_path}/scratch")
+
+
+def test_a_relative_table_of_a_ray_job_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(UserError, match=r"table = 'out/table': .*a Ray job works in a copy"):
+        load_config(RefreshConfig, None, ["pool=s3://b/pool", "table=out/table", "checkpoint=null:32x1"])
+
+
 def test_what_the_gate_drops_is_not_asked_for_again(tmp_path: Path) -> None:
     uris = write_pool(f"{tmp_path}/pool", 2)
     write_checkpoint(f"{tmp_path}/checkpoint")
@@ -215,7 +309,7 @@ def test_a_recipe_that_cuts_other_shards_makes_nothing_anew(tmp_path: Path) -> N
 def test_nights_on_ray(s3_uri: str, ray_cluster: None, capsys: pytest.CaptureFixture[str]) -> None:
     """Three nights by the command, S3 to S3: generated, rewritten and inspected by a cluster."""
     uris = write_pool(f"{s3_uri}/pool", 3)
-    write_checkpoint(f"{s3_uri}/checkpoint")
+    write_checkpoint(f"{s3_uri}/checkpoint", references_at=f"{s3_uri}/references/")
     config = config_of(s3_uri)
     settings = [
         f"pool={config.pool}", f"table={config.table}", f"checkpoint={config.checkpoint}",

@@ -34,17 +34,26 @@ class Finding(BaseModel):
     figures: str  # for a person
 
 
-def audit(
+def audit_plan(
+    config: AuditConfig, counts: Counts, checkpoint: Checkpoint, blocklist: frozenset[str]
+) -> list[Finding]:
+    """Asks the rules that need no samples, before any are made."""
+    findings = [_removed(config, counts)]
+    if config.blocklist is not None:
+        findings.append(_references(checkpoint, blocklist))
+    return findings
+
+
+def audit_samples(
     config: AuditConfig,
     counts: Counts,
     manifest: Manifest | None,
     num_requests: int,
     inspected: Sequence[Inspected],
     before: pa.Table | None,
-    checkpoint: Checkpoint,
-    blocklist: frozenset[str],
+    blocked: Sequence[str],
 ) -> list[Finding]:
-    """Asks every rule.
+    """Asks the rules of what was made, and of what stays.
 
     Args:
         config: the rules.
@@ -53,16 +62,19 @@ def audit(
         num_requests: samples asked for each normal.
         inspected: its files.
         before: a choice of the scores of the night published before, see `files.lowest_ids`, if there is one.
-        checkpoint: whose references are looked for on the blocklist.
-        blocklist: SHA-256 of images that must not be used.
+        blocked: normals whose bytes are on the blocklist, of tonight and of those that stay.
     """
-    findings = [_removed(config, counts)]
+    findings = []
     if manifest is not None:
-        findings += [_whole(counts, manifest, num_requests, inspected), _accepted(config, manifest)]
+        findings += [
+            _whole(counts, manifest, num_requests, inspected),
+            _rejected(config, manifest),
+            _accepted(config, manifest),
+        ]
         if before is not None:
             findings.append(_scores(config, lowest_ids([item.scores for item in inspected]), before))
     if config.blocklist is not None:
-        findings.append(_leakage(checkpoint, inspected, blocklist))
+        findings.append(_normals(blocked))
     return findings
 
 
@@ -162,24 +174,35 @@ def _scores(config: AuditConfig, scores: pa.Table, before: pa.Table) -> Finding:
 
 
 def _by_cell(rows: pa.Table) -> dict[tuple[str, ...], pa.Table]:
-    cells = list(zip(*(rows[name].to_pylist() for name in CELL), strict=True))
-    return {
-        cell: rows.filter(pa.array([other == cell for other in cells], pa.bool_()))
-        for cell in dict.fromkeys(cells)
-    }
+    places: dict[tuple[str, ...], list[int]] = {}
+    for place, cell in enumerate(zip(*(rows[name].to_pylist() for name in CELL), strict=True)):
+        places.setdefault(cell, []).append(place)
+    return {cell: rows.take(indices) for cell, indices in places.items()}
 
 
-def _leakage(checkpoint: Checkpoint, inspected: Sequence[Inspected], blocklist: frozenset[str]) -> Finding:
-    """Neither a normal of tonight nor a reference is an image that is kept for judging."""
-    normals = sorted({uri for item in inspected for uri in item.blocked})
-    references, unread = _blocked([item.uri for item in checkpoint.references], blocklist)
-    problems = [f"normal {uri}" for uri in normals] + [f"reference {uri}" for uri in references]
-    problems += [f"reference {uri} cannot be read, so nobody knows" for uri in unread]
-    asked = (
-        f"{len(checkpoint.references):,} references and tonight's normals against {len(blocklist):,} hashes"
+def _rejected(config: AuditConfig, manifest: Manifest) -> Finding:
+    count, total = sum(manifest.rejects.values()), manifest.num_normals
+    passed = total < config.min_samples or count / total <= config.max_rejected
+    reasons = ", ".join(f"{number:,} {reason}" for reason, number in manifest.rejects.items())
+    figures = f"{count:,} of {total:,} normals are of no use" + (f" ({reasons})" if reasons else "")
+    return Finding(
+        rule="max_rejected", passed=passed, figures=f"{figures}; at most {config.max_rejected:.1%}"
     )
-    figures = f"{_some(problems)}; {len(problems):,} in all" if problems else asked
-    return Finding(rule="blocklist", passed=not problems, figures=figures)
+
+
+def _normals(blocked: Sequence[str]) -> Finding:
+    """No normal is an image that is kept for judging."""
+    figures = _some(f"normal {uri}" for uri in blocked) or "none of the normals is on it"
+    return Finding(rule="blocklist", passed=not blocked, figures=figures)
+
+
+def _references(checkpoint: Checkpoint, blocklist: frozenset[str]) -> Finding:
+    """No reference is one."""
+    references, unread = _blocked([item.uri for item in checkpoint.references], blocklist)
+    problems = [f"reference {uri}" for uri in references]
+    problems += [f"reference {uri} cannot be read, so nobody knows" for uri in unread]
+    asked = f"none of {len(checkpoint.references):,} references is on it ({len(blocklist):,} hashes)"
+    return Finding(rule="blocklist", passed=not problems, figures=_some(problems) or asked)
 
 
 def _blocked(uris: Sequence[str], blocklist: frozenset[str]) -> tuple[list[str], list[str]]:

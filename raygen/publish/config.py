@@ -6,8 +6,9 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from raygen import storage
-from raygen.config import Config, Place
+from raygen.config import Config, Place, refuse_lost_places
 from raygen.data.pool import is_drawn
+from raygen.errors import UserError
 from raygen.generate.config import GenerateConfig
 from raygen.publish.night import Policy
 
@@ -15,8 +16,13 @@ _OURS = ("pool", "output", "checkpoint", "layout")
 
 
 def _absolute(uri: str) -> str:
-    is_folder = storage.is_local(uri) and not uri.startswith(("null:", "seeds:"))
-    return str(Path(uri).absolute()) if is_folder else uri
+    if not storage.is_local(uri) or uri.startswith(("null:", "seeds:")):
+        return uri
+    try:
+        refuse_lost_places({"it": uri})
+    except UserError:
+        raise ValueError("a Ray job works in a copy of this folder; give an absolute path or s3://") from None
+    return str(Path(uri).absolute())
 
 
 FixedPlace = Annotated[Place, AfterValidator(_absolute)]
@@ -26,8 +32,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class AuditConfig(Config):
-    """What must hold before a night is published; each rule is left out by null (in TOML: by a limit that always
-    holds). That the run is whole, and every file as it was written, is always asked."""
+    """What must hold before a night is published. That the run is whole, and every file as it was written, is
+    always asked."""
 
     min_accepted: Share = 0.5
     """Of each product × defect type × mode: the share of samples that the gate accepted."""
@@ -35,7 +41,9 @@ class AuditConfig(Config):
     """Of each score, product × defect type × mode: the Kolmogorov-Smirnov distance between tonight's samples and
     those of the night published before (0 = alike, 1 = apart)."""
     min_samples: Annotated[int, Field(ge=1)] = 50
-    """The two rules above are asked of cells with at least so many samples."""
+    """The two rules above are asked of cells with at least so many samples, the next of so many normals."""
+    max_rejected: Share = 0.5
+    """The share of a night's normals that may be of no use. (generate.max_reject_rate is of the pool.)"""
     max_removed: Share = 0.5
     """The share of the table's normals that may leave in one night: a pool that is half gone is a mistake."""
     blocklist: FixedPlace | None = None
@@ -71,10 +79,10 @@ class RefreshConfig(Config):
             self.generate_config(self.pool, "unused")
         except ValidationError as error:
             problem = error.errors()[0]
-            key = ".".join(str(part) for part in problem["loc"])
+            key = ".".join(["generate", *(str(part) for part in problem["loc"])])
             if problem["type"] == "extra_forbidden":
-                raise ValueError(f"unknown key 'generate.{key}'") from None
-            raise ValueError(f"generate.{key}: {problem['msg']}") from None
+                raise ValueError(f"unknown key {key!r}") from None
+            raise ValueError(f"{key}: {problem['msg'].removeprefix('Value error, ')}") from None
         if f"{self.pool}/".startswith(f"{self.table}/") or f"{self.table}/".startswith(f"{self.pool}/"):
             raise ValueError("pool and table lie in one another: the samples would be read as normals")
         return self

@@ -114,7 +114,12 @@ def keys_of(config: GenerateConfig, checkpoint: Checkpoint, products: Sequence[s
     elsewhere = {"pool", "product", "normals_per_shard", "layout"}  # they decide where a sample stands
     recipe = {name: value for name, value in config.identity().items() if name not in elsewhere}
     text = json.dumps(recipe, sort_keys=True)
-    return {product: digest(text, checkpoint.digest, _region(config, product)) for product in products}
+    regions = {product: _region(config, product) for product in products}
+    if config.roi is not None and not any(regions.values()):
+        raise UserError(
+            f"roi {config.roi}: holds none of the pool's products; name the folder, or leave roi out"
+        )
+    return {product: digest(text, checkpoint.digest, region) for product, region in regions.items()}
 
 
 def _region(config: GenerateConfig, product: str) -> str:

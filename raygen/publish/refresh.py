@@ -1,14 +1,17 @@
-"""The nightly refresh: find what changed, generate only that, audit it, publish it at once."""
+"""The nightly refresh: find what changed, generate only that, audit it, publish it at once.
 
-import contextlib
+`raygen.publish.state` says what stands where.
+"""
+
 import functools
 import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,16 +19,15 @@ from pydantic import ValidationError
 
 from raygen import storage
 from raygen.checkpoint import Checkpoint, load_checkpoint
-from raygen.config import check_writable, refuse_lost_places
-from raygen.data.runs import Manifest, ShardStats, read_run
+from raygen.config import check_writable
+from raygen.data.runs import MANIFEST, done_shards, read_run, read_stats, stats_uri
 from raygen.errors import PromiseError
 from raygen.generate.config import GenerateConfig
 from raygen.generate.plan import choose_requests
-from raygen.generate.shards import parquet_bytes
 from raygen.publish.arrow import pc
-from raygen.publish.audit import audit, read_blocklist
+from raygen.publish.audit import Finding, audit_plan, audit_samples, read_blocklist
 from raygen.publish.config import RefreshConfig
-from raygen.publish.files import CELL, Inspected, Rewrite, cell_of, inspect_file, lowest_ids, rewrite_file
+from raygen.publish.files import blocked_normals, merge_scores
 from raygen.publish.lease import Lease
 from raygen.publish.ledger import next_ledger
 from raygen.publish.night import LEDGER_SCHEMA, Change, Counts, compare, keys_of, list_pool, read_ledger
@@ -37,28 +39,19 @@ from raygen.publish.state import (
     REPORT,
     Night,
     all_nights,
-    delete_all,
+    delete_night,
     existing_table,
+    night_of,
     pending_night,
+    put_table,
 )
-from raygen.publish.table import Publication, PublishedTable, create_table, open_table
+from raygen.publish.table import Publication, PublishedTable, answering, create_table, open_table
+from raygen.publish.work import Clock, Made, Work, make_night
 from raygen.records import digest
 
 _MAX_ROUNDS = 2  # a night that was left over, and the one of now
 
 Say = Callable[[str], None]
-A = TypeVar("A")
-R = TypeVar("R")
-
-
-class Work(Protocol):
-    """Who does the work that grows with a night: a Ray cluster, or, in tests, this process."""
-
-    def connected(self) -> contextlib.AbstractContextManager[None]: ...
-
-    def generate(self, config: GenerateConfig, say: Say) -> Manifest: ...
-
-    def map(self, function: Callable[[A], R], items: Iterable[A]) -> list[R]: ...
 
 
 def refresh(
@@ -80,17 +73,16 @@ def refresh(
         PromiseError: the audit fails, or more normals are bad than allowed: nothing is published.
         LeaseError: another refresh works on the table.
     """
-    places = {"pool": config.pool, "table": config.table, "checkpoint": config.checkpoint}
-    refuse_lost_places(places)
     checkpoint = load_checkpoint(config.checkpoint)
-    choose_requests(config.generate_config(config.pool, config.table), checkpoint)
+    choose_requests(_recipe(config), checkpoint)
     blocklist = read_blocklist(config.audit.blocklist)
     check_writable(config.table)
     if work is None:
         from raygen.publish.on_ray import OnRay  # here, so that a refusal or a no-op costs no start of Ray
 
         work = OnRay()
-    with Lease(storage.join(config.table, LEASE), config.lease_seconds) as lease:
+    lease = Lease(storage.join(config.table, LEASE), config.lease_seconds)
+    with answering(config.table), lease:
         reached("leased")
         return _Refresh(config, checkpoint, blocklist, lease, work, say, reached).run()
 
@@ -99,7 +91,8 @@ def dry_run(config: RefreshConfig, say: Say = print) -> None:
     """Says what `refresh` would do; writes nothing."""
     checkpoint = load_checkpoint(config.checkpoint)
     say(config.model_dump_json(indent=2))
-    table = open_table(config.table)
+    with answering(config.table):
+        table = open_table(config.table)
     read_blocklist(config.audit.blocklist)
     _, change = _look(config, checkpoint, table)
     counts, requests = change.counts, choose_requests(_recipe(config), checkpoint)
@@ -147,8 +140,10 @@ class _Refresh(NamedTuple):
                 if night is None:
                     report = report or self._nothing(table, counts)
                     break
-            report = self._carry_out(table, night, {"plan": time.monotonic() - started})
+            published = self._carry_out(table, night, {"plan": time.monotonic() - started})
+            report = published or report
             if not was_left_over:
+                report = report or self._nothing(table, night.counts)
                 break
         self._clean()
         self.reached("cleaned")
@@ -165,33 +160,34 @@ class _Refresh(NamedTuple):
         if night.id in {publication.night for publication in table.versions().values()}:
             self._finish(night)  # the commit was its last deed
             return None
-        recipe, keys = (
-            _recipe(self.config),
-            keys_of(_recipe(self.config), self.checkpoint, sorted(night.keys)),
-        )
+        recipe = _recipe(self.config)
+        keys = keys_of(recipe, self.checkpoint, sorted(night.keys))
         wanted = (table.version, self.checkpoint.digest, _digest_of(recipe), keys, self.config.policy)
         if wanted == (night.base_version, night.checkpoint, night.recipe, night.keys, night.policy):
             self.say(f"going on with night {night.id}, which an earlier refresh began")
             return night
         self.say(f"night {night.id}, which an earlier refresh began, is not what is wanted any more: dropped")
-        self._give_up()
+        storage.delete(storage.join(self.config.table, PENDING))
         return None
 
     def _plan(self, table: PublishedTable) -> tuple[Night | None, Counts]:
-        """Finds what changed and freezes what is to be done about it."""
+        """Finds what changed and freezes what is to be done about it.
+
+        Raises:
+            PromiseError: nothing has changed, but normals of the table stand on the blocklist by now.
+        """
         keys, change = _look(self.config, self.checkpoint, table)
         if not change.counts.work and not change.counts.removed:
+            if self.blocklist and (blocked := sorted(self._blocked_of(change.kept))):
+                raise PromiseError(
+                    f"audit: blocklist: {len(blocked):,} normals of the table are on it ({blocked[0]} …); take "
+                    "them out of the pool, and run the same command again"
+                )
             return None, change.counts
-        recipe = _recipe(self.config)
-        work, kept, leaving = (parquet_bytes(rows) for rows in (change.work, change.kept, change.leaving))
-        parts = (
-            str(table.version),
-            self.checkpoint.digest,
-            _digest_of(recipe),
-            *keys.values(),
-            self.config.policy,
-        )
-        name = digest(*parts, *(hashlib.sha256(data).hexdigest() for data in (work, leaving)), num_bytes=8)
+        recipe = _digest_of(_recipe(self.config))
+        parts = [str(table.version), self.checkpoint.digest, recipe, *keys.values(), self.config.policy]
+        parts += [_digest_of_rows(rows) for rows in (change.work, change.leaving)]
+        name = digest(*parts, num_bytes=8)
         night_id = f"{table.version + 1:06d}-{name}"
         leaving_files = pc.unique(change.leaving["file"]).drop_null().to_pylist()
         staying_files = set(pc.unique(change.kept["file"]).drop_null().to_pylist())
@@ -199,7 +195,7 @@ class _Refresh(NamedTuple):
             id=night_id,
             base_version=table.version,
             checkpoint=self.checkpoint.digest,
-            recipe=_digest_of(recipe),
+            recipe=recipe,
             keys=keys,
             policy=self.config.policy,
             counts=change.counts,
@@ -210,63 +206,68 @@ class _Refresh(NamedTuple):
                 if path in staying_files
             },
         )
-        for name, data in (("work", work), ("kept", kept), ("leaving", leaving)):
-            storage.put(self._uri(night, f"{name}.parquet"), data)
+        for name, rows in (("work", change.work), ("kept", change.kept), ("leaving", change.leaving)):
+            put_table(self._uri(night, f"{name}.parquet"), rows)
         storage.put(self._uri(night, "night.json"), night.model_dump_json(indent=1).encode())
+        self.lease.check()
         storage.put(storage.join(self.config.table, PENDING), night.id.encode())
         self.reached("frozen")
         return night, change.counts
 
-    def _carry_out(self, table: PublishedTable, night: Night, seconds: dict[str, float]) -> RefreshReport:
-        """Generates, rewrites, audits, commits."""
-        started = datetime.now(UTC)
-        manifest = None
-        clock = _Clock(seconds)
-        with self.work.connected():
-            if night.counts.work:
-                manifest = self._generate(night)
-            clock.stop("generate")
-            self.reached("generated")
-            rewritten = self.work.map(
-                functools.partial(rewrite_file, self.config.table), self._rewrites(night)
+    def _carry_out(
+        self, table: PublishedTable, night: Night, seconds: dict[str, float]
+    ) -> RefreshReport | None:
+        """Audits the plan, generates, rewrites, audits the samples, commits.
+
+        Returns:
+            The report; None if it came out that there was nothing to publish.
+        """
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        clock = Clock(seconds)
+        held = table.files()
+        findings = audit_plan(self.config.audit, night.counts, self.checkpoint, self.blocklist)
+        made = Made()
+        if _all_pass(findings):
+            try:
+                made = make_night(
+                    self.config, night, held, self.blocklist, self.work, self.say, self.reached, clock
+                )
+            except PromiseError:
+                self._give_up(night, made)
+                raise
+            before = self._scores_before(table)
+            if (scores := merge_scores(made.inspected, before, self.config.audit.min_samples)) is not None:
+                put_table(self._uri(night, "scores.parquet"), scores)
+            findings += audit_samples(
+                self.config.audit,
+                night.counts,
+                made.manifest,
+                self._num_requests(night),
+                made.inspected,
+                before,
+                self._blocked(night, made),
             )
-            clock.stop("rewrite")
-            self.reached("rewritten")
-            inspected = self.work.map(
-                functools.partial(_inspect, self.config.table, night.run, self.blocklist),
-                manifest.shards if manifest else (),
-            )
-        before = self._scores_before(table)
-        scores = _with_cells(lowest_ids([item.scores for item in inspected]) if inspected else None, before)
-        if scores is not None:
-            storage.put(self._uri(night, "scores.parquet"), parquet_bytes(scores))
-        findings = audit(
-            self.config.audit,
-            night.counts,
-            manifest,
-            self._num_requests(night),
-            inspected,
-            before,
-            self.checkpoint,
-            self.blocklist,
-        )
         clock.stop("audit")
-        added = [file for file in [*(item.file for item in inspected), *rewritten] if file.num_samples]
-        report = night_report(self.config.table, night, manifest, added, table.files(), seconds)
+        added = [
+            file for file in [*(item.file for item in made.inspected), *made.rewritten] if file.num_samples
+        ]
+        report = night_report(self.config.table, night, made.manifest, added, held, seconds)
         report = report.model_copy(
             update={
                 "audit": tuple(findings),
-                "started": started.isoformat(timespec="seconds"),
-                "since": compare_reports(report, self._last_report(table)),
+                "started": started,
+                "images_per_second": made.images_per_second(seconds),
             }
         )
-        if not all(finding.passed for finding in findings):
-            self._refuse(
-                night, report.model_copy(update={"status": "audit failed", "version": table.version})
-            )
+        report = report.model_copy(update={"since": compare_reports(report, self._last_report(table))})
+        if not _all_pass(findings):
+            self._refuse(table, night, report, made)
         self.reached("audited")
-        ledger = next_ledger(self.config.table, night, manifest, {file.path for file in added})
-        storage.put(self._uri(night, "ledger.parquet"), parquet_bytes(ledger))
+        ledger = next_ledger(self.config.table, night, made.manifest, {file.path for file in added})
+        if not added and not night.removed and len(ledger) == night.counts.kept:
+            self._give_up(night, made)  # all that was new could not be read: the next night looks again
+            return None
+        put_table(self._uri(night, "ledger.parquet"), ledger)
         storage.put(self._uri(night, "refresh.json"), report.model_dump_json(indent=1).encode())
         publication = Publication(
             night=night.id, ledger=f"{night.folder}/ledger.parquet", content=table.version + 1
@@ -279,31 +280,21 @@ class _Refresh(NamedTuple):
         self.reached("reported")
         return report
 
-    def _generate(self, night: Night) -> Manifest:
-        config = self.config.generate_config(
-            self._uri(night, "work.parquet"), storage.join(self.config.table, night.run)
-        )
-        # Of the pool, not of the night: one bad photograph among three new ones is no reason to publish nothing.
-        rate = min(1.0, config.max_reject_rate * night.counts.listed / night.counts.work)
-        config = config.model_copy(update={"max_reject_rate": rate})
-        try:
-            return self.work.generate(config, self.say)
-        except PromiseError:
-            self._give_up()
-            raise
-
-    def _rewrites(self, night: Night) -> list[Rewrite]:
-        """Which normals leave which of the files that stay in part."""
-        if not night.rewritten:
+    def _blocked(self, night: Night, made: Made) -> list[str]:
+        """The normals on the blocklist, of tonight and of those that stay."""
+        if self.config.audit.blocklist is None:
             return []
-        leaving = read_ledger(self._uri(night, "leaving.parquet"))
-        rows = leaving.filter(
-            pc.is_in(leaving["file"], value_set=pa.array(list(night.rewritten), pa.string()))
-        )
-        of_file: dict[str, list[str]] = {path: [] for path in night.rewritten}
-        for path, uri in zip(rows["file"].to_pylist(), rows["uri"].to_pylist(), strict=True):
-            of_file[path].append(uri)
-        return [Rewrite(path, night.rewritten[path], uris) for path, uris in of_file.items()]
+        tonight = {uri for item in made.inspected for uri in item.blocked}
+        kept = read_ledger(self._uri(night, "kept.parquet"))
+        return sorted(tonight | self._blocked_of(kept))
+
+    def _blocked_of(self, kept: pa.Table) -> set[str]:
+        """Those of a ledger's normals that are on the blocklist."""
+        look = functools.partial(blocked_normals, self.config.table, self.blocklist)
+        with ThreadPoolExecutor(16) as threads:  # two narrow columns of each file
+            found = threads.map(look, pc.unique(kept["file"]).drop_null().to_pylist())
+            uris = pa.array([uri for uris in found for uri in uris], pa.string())
+        return set(kept["uri"].filter(pc.is_in(kept["uri"], value_set=uris)).to_pylist())
 
     def _num_requests(self, night: Night) -> int:
         run = read_run(storage.join(self.config.table, night.run))
@@ -345,12 +336,13 @@ class _Refresh(NamedTuple):
         except (storage.ObjectMissingError, ValidationError):
             return None
 
-    def _refuse(self, night: Night, report: RefreshReport) -> None:
+    def _refuse(self, table: PublishedTable, night: Night, report: RefreshReport, made: Made) -> None:
         """Raises PromiseError for an audit that failed; the night is over."""
+        report = report.model_copy(update={"status": "audit failed", "version": table.version})
         data = report.model_dump_json(indent=1).encode()
         storage.put(self._uri(night, "refresh.json"), data)
         storage.put(storage.join(self.config.table, REPORT), data)
-        self._give_up()
+        self._give_up(night, made)
         for line in describe(report):
             self.say(line)
         failed = next(finding for finding in report.audit if not finding.passed)
@@ -360,57 +352,42 @@ class _Refresh(NamedTuple):
             "checkpoint or the rule, and run the same command again"
         )
 
+    def _give_up(self, night: Night, made: Made) -> None:
+        """Ends a night that is not published. The same work has the same name, so what another attempt may find
+        otherwise is forgotten: shards that are not as they were written, and those with bad normals."""
+        output = storage.join(self.config.table, night.run)
+        damaged = {item.file.path for item in made.inspected if item.problem}
+        for stats in read_stats(output, done_shards(output)):
+            if stats.rejects or f"{night.run}/{stats.file}" in damaged:
+                storage.delete(storage.join(output, MANIFEST))
+                storage.delete(stats_uri(output, stats.shard))
+        pending = pending_night(self.config.table)
+        if pending is not None and pending.id == night.id:  # else it is another refresh's
+            storage.delete(storage.join(self.config.table, PENDING))
+
     def _finish(self, night: Night) -> None:
         """What follows a commit; may be done twice."""
         storage.put(self._uri(night, MARK), b"")
         storage.put(storage.join(self.config.table, REPORT), storage.read(self._uri(night, "refresh.json")))
         storage.delete(storage.join(self.config.table, PENDING))
 
-    def _give_up(self) -> None:
-        storage.delete(storage.join(self.config.table, PENDING))
-
     def _clean(self) -> None:
         """Deletes what nights left behind that were never published and never will be."""
         table = existing_table(self.config.table)
-        published = {publication.night for publication in table.versions().values()}
-        in_use = {path.split("/")[1] for path in table.files()}
-        stale = {
-            night for night in all_nights(self.config.table) if int(night.split("-")[0]) <= table.version
-        }
-        for night in sorted(stale - published - in_use):
-            if not storage.exists(storage.join(self.config.table, f"_refresh/{night}/{MARK}")):
-                for folder in (f"runs/{night}", f"_refresh/{night}"):
-                    delete_all(
-                        [entry.uri for entry in storage.list_files(storage.join(self.config.table, folder))]
-                    )
+        nights = all_nights(self.config.table)
+        stale = {name for name in nights if not nights[name] and int(name.split("-")[0]) <= table.version}
+        if stale:  # the mark may be missing: look at the log, and at the files
+            stale -= {publication.night for publication in table.versions().values()}
+            stale -= {night for night in map(night_of, table.files()) if night}
+        for night in sorted(stale):
+            delete_night(self.config.table, night)
 
     def _uri(self, night: Night, name: str) -> str:
         return storage.join(self.config.table, night.folder, name)
 
 
-class _Clock:
-    """Seconds by step."""
-
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self.seconds = seconds
-        self.last = time.monotonic()
-
-    def stop(self, step: str) -> None:
-        now = time.monotonic()
-        self.seconds[step], self.last = now - self.last, now
-
-
-def _inspect(table_uri: str, run: str, blocklist: frozenset[str], stats: ShardStats) -> Inspected:
-    return inspect_file(table_uri, f"{run}/{stats.file}", stats, blocklist)
-
-
-def _with_cells(tonight: pa.Table | None, before: pa.Table | None) -> pa.Table | None:
-    """Tonight's scores, and for cells of which nothing was made tonight those of the night before."""
-    if tonight is None or before is None:
-        return before if tonight is None else tonight
-    cells = {cell_of(row) for row in tonight.select(CELL).to_pylist()}
-    others = pa.array([cell_of(row) not in cells for row in before.select(CELL).to_pylist()], pa.bool_())
-    return pa.concat_tables([tonight, before.filter(others)])
+def _all_pass(findings: Sequence[Finding]) -> bool:
+    return all(finding.passed for finding in findings)
 
 
 def _look(
@@ -436,3 +413,10 @@ def _recipe(config: RefreshConfig) -> GenerateConfig:
 
 def _digest_of(recipe: GenerateConfig) -> str:
     return digest(json.dumps(recipe.identity(), sort_keys=True))
+
+
+def _digest_of_rows(rows: pa.Table) -> str:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_table(rows.combine_chunks())
+    return hashlib.sha256(sink.getvalue()).hexdigest()

@@ -48,7 +48,7 @@ class RefreshReport(BaseModel):
     audit: tuple[Finding, ...] = ()
     started: str = ""  # ISO 8601, UTC
     seconds: dict[str, float] = {}  # by step; of a night that was resumed, those of the last attempt
-    images_per_second: float | None = None  # made, by the seconds of the step that generated
+    images_per_second: float | None = None  # of this attempt, by the seconds of the step that generated
     since: Since | None = None
 
     @property
@@ -96,7 +96,6 @@ def night_report(
         files_removed=len(night.removed),
         files_rewritten=len(night.rewritten),
         seconds={step: round(value, 1) for step, value in seconds.items()},
-        images_per_second=round(made / seconds["generate"], 2) if made else None,
     )
 
 

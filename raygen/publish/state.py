@@ -4,7 +4,7 @@
 {table}/runs/{night}/            a night's run folder, whose shards are the table's files; kept/ holds what was
                                  written anew without the normals that left
 {table}/_refresh/lease.json      who refreshes (see `raygen.publish.lease`)
-{table}/_refresh/pending.json    the night under way: after a crash, the next refresh finishes it first
+{table}/_refresh/pending         the night under way: after a crash, the next refresh finishes it first
 {table}/_refresh/{night}/        night.json, work.parquet, kept.parquet, leaving.parquet: what it is to do, frozen
                                  before it begins; then scores.parquet, ledger.parquet, refresh.json, published
 {table}/_refresh/refresh.json    the last report
@@ -13,9 +13,12 @@ Everything before the commit is written under names that follow from what the ni
 is gone on with, and whoever writes twice writes the same.
 """
 
+import io
 import re
 from concurrent.futures import ThreadPoolExecutor
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raygen import storage
@@ -24,7 +27,7 @@ from raygen.publish.night import Counts
 from raygen.publish.table import PublishedTable, open_table
 
 LEASE = "_refresh/lease.json"
-PENDING = "_refresh/pending.json"
+PENDING = "_refresh/pending"
 REPORT = "_refresh/refresh.json"
 MARK = "published"  # a file in the folder of a night that was
 
@@ -73,16 +76,34 @@ def pending_night(table_uri: str) -> Night | None:
         return None
 
 
-def pending_nights(table_uri: str) -> set[str]:
-    night = pending_night(table_uri)
-    return {night.id} if night else set()
-
-
-def all_nights(table_uri: str) -> set[str]:
-    """The nights that left something."""
+def all_nights(table_uri: str) -> dict[str, bool]:
+    """The nights that left something -> whether they were published, by one listing."""
     prefix = f"{table_uri}/_refresh/"
-    names = (entry.uri.removeprefix(prefix) for entry in storage.list_files(prefix))
-    return {name.split("/")[0] for name in names if re.match(r"\d{6,}-\w+/", name)}
+    found: dict[str, bool] = {}
+    for entry in storage.list_files(prefix):
+        night, _, name = entry.uri.removeprefix(prefix).partition("/")
+        if name and re.fullmatch(r"\d{6,}-\w+", night):
+            found[night] = found.get(night, False) or name == MARK
+    return found
+
+
+def night_of(path: str) -> str | None:
+    """The night that a file of the table's folder belongs to, if it does to one."""
+    match = re.match(r"runs/([^/]+)/", path)
+    return match[1] if match else None
+
+
+def delete_night(table_uri: str, night: str) -> None:
+    """Deletes all that a night left. What `all_nights` finds it by goes last."""
+    for folder in (f"runs/{night}", f"_refresh/{night}"):
+        delete_all([entry.uri for entry in storage.list_files(storage.join(table_uri, folder))])
+
+
+def put_table(uri: str, rows: pa.Table) -> None:
+    """Writes a ledger, or another table without images, as Parquet."""
+    buffer = io.BytesIO()
+    pq.write_table(rows, buffer, row_group_size=65_536, compression="zstd")
+    storage.put(uri, buffer.getvalue())
 
 
 def delete_all(uris: list[str]) -> None:

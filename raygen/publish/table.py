@@ -10,7 +10,8 @@ refresh that planned on a version which is no longer the latest cannot commit, w
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -129,7 +130,7 @@ class PublishedTable:
                 entries, "append", self._delta.schema(), commit_properties=self._properties(publication)
             )
         except CommitFailedError as error:
-            raise self._outrun() from error
+            return self._outrun(version, publication, error)
         return PublishedTable(self.uri, _load(self.uri, version))
 
     def restore(self, target: int, publication: Publication) -> "PublishedTable":
@@ -143,37 +144,26 @@ class PublishedTable:
         try:
             self._delta.restore(target, commit_properties=self._properties(publication))
         except CommitFailedError as error:
-            raise self._outrun() from error
+            return self._outrun(version, publication, error)
         except DeltaError as error:
             raise UserError(f"{self.uri}: version {target} cannot be restored: {error}") from None
         return PublishedTable(self.uri, _load(self.uri, version))
 
-    def recent(self, count: int, hours: float) -> list[int]:
+    def recent(self, count: int, hours: float) -> dict[int, Publication]:
         """The last `count` versions that raygen published, and those that were the latest at any time in the last
-        `hours`; always with the latest."""
+        `hours`; always with what the table shows now."""
         history = sorted(self._delta.history(_MAX_HISTORY), key=lambda entry: entry["version"])
         since = 1000 * (time.time() - 3600 * hours)
         ends = [entry["timestamp"] for entry in history[1:]] + [float("inf")]
         young = {entry["version"] for entry, end in zip(history, ends, strict=True) if end > since}
-        ours = [entry["version"] for entry in history if _KEY in entry]
-        return sorted(young | set(ours[-count:] if count else ()) | {self.version})
+        ours = self.versions()
+        return {
+            version: ours[version] for version in ours if version in young or version in list(ours)[-count:]
+        }
 
     def files_of(self, version: int) -> set[str]:
         """The files of another version."""
         return set(PublishedTable(self.uri, _load(self.uri, version)).files())
-
-    def vacuum(self, keep: Sequence[int], dry_run: bool) -> list[str]:
-        """Deletes the files that have left the table, unless a version in `keep` has them; returns their paths."""
-
-        def delete(dry_run: bool) -> list[str]:
-            return self._delta.vacuum(
-                retention_hours=0, dry_run=dry_run, enforce_retention_duration=False, keep_versions=list(keep)
-            )
-
-        gone = delete(dry_run=True)
-        return (
-            delete(dry_run=False) if gone and not dry_run else gone
-        )  # it writes a version, also for no file
 
     def _properties(self, publication: Publication) -> CommitProperties:
         return CommitProperties(
@@ -183,11 +173,16 @@ class PublishedTable:
             app_transactions=[Transaction(_APP, self.version + 1)],
         )
 
-    def _outrun(self) -> LeaseError:
-        return LeaseError(
-            f"{self.uri}: its version {self.version + 1} was written by another hand meanwhile; nothing was "
-            "published by this refresh; run the same command again"
-        )
+    def _outrun(self, version: int, publication: Publication, error: Exception) -> "PublishedTable":
+        """That version stands already: by this very commit, whose answer got lost, or by another hand."""
+        table = PublishedTable(self.uri, _load(self.uri, version))
+        entry = table._delta.history(1)[0]
+        if entry.get(_KEY) == publication.model_dump():
+            return table
+        raise LeaseError(
+            f"{self.uri}: its version {version} was written by another hand meanwhile; nothing was published by "
+            "this refresh; run the same command again"
+        ) from error
 
 
 def open_table(uri: str) -> PublishedTable | None:
@@ -200,8 +195,6 @@ def open_table(uri: str) -> PublishedTable | None:
         delta = _load(uri)
     except TableNotFoundError:
         return None
-    except (DeltaError, OSError) as error:
-        raise UserError(f"table {uri}: {_line(error)}; check the URI and the permissions") from None
     names = [field.name for field in delta.schema().fields]
     if names != TABLE_SCHEMA.names:
         raise UserError(
@@ -221,14 +214,31 @@ def create_table(uri: str) -> PublishedTable:
             configuration=_CONFIGURATION,
             storage_options=storage.delta_options(uri),
         )
-    except DeltaError as error:
+    except DeltaError:
         table = open_table(uri)
         if table is None:
-            raise UserError(f"table {uri}: {_line(error)}; check the URI and the permissions") from None
+            raise
         return table
     table = open_table(uri)
     assert table is not None
     return table
+
+
+@contextmanager
+def answering(uri: str) -> Iterator[None]:
+    """Turns what the library says of a storage that does not answer, or a log that it cannot read, into one line.
+
+    Raises:
+        UserError: the table cannot be read or written; a `StorageUnavailableError` if time may mend it.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise storage.StorageUnavailableError(
+            f"table {uri}: {_line(error)}; check AWS_ENDPOINT_URL, or run the same command again later"
+        ) from error
+    except DeltaError as error:
+        raise UserError(f"table {uri}: {_line(error)}; check the URI and the permissions") from error
 
 
 def _load(uri: str, version: int | None = None) -> DeltaTable:
@@ -252,4 +262,5 @@ def _few(things: Iterable[Any]) -> str:
 
 
 def _line(error: BaseException) -> str:
-    return str(error).splitlines()[0][:300]
+    """The cause, which stands last."""
+    return str(error).strip().splitlines()[-1].strip()[:300]

@@ -1,13 +1,34 @@
 """Older versions of a table: back to one of them, and the end of those that nobody keeps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from raygen import storage
 from raygen.errors import UserError
 from raygen.publish.lease import Lease
-from raygen.publish.state import LEASE, MARK, all_nights, delete_all, existing_table, pending_nights
+from raygen.publish.state import (
+    LEASE,
+    MARK,
+    all_nights,
+    delete_all,
+    existing_table,
+    night_of,
+    pending_night,
+)
+from raygen.publish.table import PublishedTable, answering
+
+_BATCH = 1_000  # files that are deleted on one word of the lease
 
 Say = Callable[[str], None]
+
+
+@contextmanager
+def _held(table_uri: str, lease_seconds: float) -> Iterator[tuple[Lease, PublishedTable]]:
+    """A table that is there, with its lease."""
+    with answering(table_uri):
+        existing_table(table_uri)
+        with Lease(storage.join(table_uri, LEASE), lease_seconds) as lease:
+            yield lease, existing_table(table_uri)
 
 
 def rollback(table_uri: str, to: int | None = None, say: Say = print, lease_seconds: float = 60.0) -> int:
@@ -24,9 +45,7 @@ def rollback(table_uri: str, to: int | None = None, say: Say = print, lease_seco
         LeaseError: a refresh works on the table.
     """
     table_uri = storage.normalize(table_uri)
-    existing_table(table_uri)
-    with Lease(storage.join(table_uri, LEASE), lease_seconds) as lease:
-        table = existing_table(table_uri)
+    with _held(table_uri, lease_seconds) as (lease, table):
         versions = table.versions()
         if to is None and (now := table.publication()) is not None:
             to = max((version for version in versions if version < now.content), default=None)
@@ -58,37 +77,41 @@ def vacuum(
     """Deletes what no kept version uses; returns how many files.
 
     Kept are the last `keep` versions, and every one that was the latest at any time in the last `hours`: nobody
-    who opened the table since then loses a file.
+    who opened the table since then loses a file. (By a listing of ours: the library's own vacuum goes by the log,
+    which forgets after a week what it removed.)
 
     Raises:
-        UserError: no such table.
+        UserError: no such table, or nothing would be kept.
         LeaseError: a refresh works on the table.
     """
+    if keep < 1 or hours < 0:
+        raise UserError(f"keep = {keep}, hours = {hours:g}: at least the newest version is kept")
     table_uri = storage.normalize(table_uri)
-    existing_table(table_uri)
-    with Lease(storage.join(table_uri, LEASE), lease_seconds) as lease:
-        table = existing_table(table_uri)
+    with _held(table_uri, lease_seconds) as (lease, table):
         kept = table.recent(keep, hours)
-        lease.check()
-        gone = table.vacuum(kept, is_dry_run)
-        versions = table.versions()
-        nights = {publication.night for version, publication in versions.items() if version in kept}
-        in_use = {path.split("/")[1] for version in kept for path in table.files_of(version)}
-        stale = all_nights(table_uri) - nights - pending_nights(table_uri)
-        uris = [
-            entry.uri
-            for night in sorted(stale)
-            for folder in (
-                [f"_refresh/{night}"] if night in in_use else [f"_refresh/{night}", f"runs/{night}"]
-            )
-            for entry in storage.list_files(storage.join(table_uri, folder))
-            if not (night in in_use and entry.uri.endswith(MARK))
-        ]
-        if not is_dry_run:
-            delete_all(uris)
-        count = len({*gone, *(uri.removeprefix(f"{table_uri}/") for uri in uris)})
+        files = {path for version in (*kept, table.version) for path in table.files_of(version)}
+        pending = pending_night(table_uri)
+        # Whole folders stay of the nights of kept versions, of the one under way, and of one refused lately.
+        whole = {publication.night for publication in kept.values()} | ({pending.id} if pending else set())
+        whole |= {night for night in all_nights(table_uri) if int(night.split("-")[0]) > table.version}
+        in_use = {night_of(path) for path in files} | whole
+
+        def is_stale(path: str) -> bool:
+            night = night_of(path)
+            is_shard = path.endswith(".parquet") and "/plan/" not in path and "/rejects/" not in path
+            return path not in files and night not in whole and (is_shard or night not in in_use)
+
+        runs = storage.list_files(storage.join(table_uri, "runs"))
+        uris = [entry.uri for entry in runs if is_stale(entry.uri.removeprefix(f"{table_uri}/"))]
+        for night in sorted(set(all_nights(table_uri)) - whole):  # last: nights are found by these
+            for entry in storage.list_files(storage.join(table_uri, f"_refresh/{night}")):
+                if night not in in_use or not entry.uri.endswith(f"/{MARK}"):
+                    uris.append(entry.uri)
+        for start in range(0, 0 if is_dry_run else len(uris), _BATCH):
+            lease.check()
+            delete_all(uris[start : start + _BATCH])
         say(
-            f"{table_uri}: {count:,} files {'would be' if is_dry_run else 'were'} deleted; versions "
-            f"{', '.join(map(str, kept[-8:]))} can be read and restored"
+            f"{table_uri}: {len(uris):,} files {'would be' if is_dry_run else 'were'} deleted; versions "
+            f"{', '.join(map(str, list(kept)[-8:]))} can be read and restored"
         )
-        return count
+        return len(uris)
