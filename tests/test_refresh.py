@@ -66,7 +66,9 @@ def say_nothing(line: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["local", "s3"])
-def test_seven_nights(where: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_seven_nights(
+    where: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = str(tmp_path) if where == "local" else request.getfixturevalue("s3_uri")
     uris = write_pool(f"{base}/pool", 3)  # nine
     others = dict(surfaces.pool(3, seed=7, size=32, channels=1))
@@ -117,8 +119,17 @@ def test_seven_nights(where: str, tmp_path: Path, request: pytest.FixtureRequest
     expect(3, generated=13, version=3)
 
     # 4: nothing has changed: no image is read, no version is written.
-    report = night()
+    with monkeypatch.context() as patch:
+        reads: list[str] = []
+        for name in ("read", "open_input"):
+            original = getattr(storage, name)
+            patch.setattr(
+                storage, name, lambda uri, *rest, do=original: [reads.append(uri), do(uri, *rest)][1]
+            )
+        report = night()
     assert (report.status, report.version) == ("nothing to do", 3)
+    assert reads
+    assert not [uri for uri in reads if uri.startswith(config.pool)]
     expect(4, generated=13, version=3)
 
     # 5: another checkpoint, and so all anew.
