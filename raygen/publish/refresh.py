@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -223,34 +223,10 @@ class _Refresh(NamedTuple):
             The report; None if it came out that there was nothing to publish.
         """
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        clock = Clock(seconds)
         held = table.files()
-        findings = audit_plan(self.config.audit, night.counts, self.checkpoint, self.blocklist)
-        made = Made()
-        if _all_pass(findings):
-            try:
-                made = make_night(
-                    self.config, night, held, self.blocklist, self.work, self.say, self.reached, clock
-                )
-            except PromiseError:
-                self._give_up(night, made)
-                raise
-            before = self._scores_before(table)
-            if (scores := merge_scores(made.inspected, before, self.config.audit.min_samples)) is not None:
-                put_table(self._uri(night, "scores.parquet"), scores)
-            findings += audit_samples(
-                self.config.audit,
-                night.counts,
-                made.manifest,
-                self._num_requests(night),
-                made.inspected,
-                before,
-                self._blocked(night, made),
-            )
-        clock.stop("audit")
-        added = [
-            file for file in [*(item.file for item in made.inspected), *made.rewritten] if file.num_samples
-        ]
+        made, findings = self._make(table, night, held, Clock(seconds))
+        files = [*(item.file for item in made.inspected), *made.rewritten]
+        added = [file for file in files if file.num_samples]
         report = night_report(self.config.table, night, made.manifest, added, held, seconds)
         report = report.model_copy(
             update={
@@ -279,6 +255,36 @@ class _Refresh(NamedTuple):
         self._finish(night)
         self.reached("reported")
         return report
+
+    def _make(
+        self, table: PublishedTable, night: Night, held: Mapping[str, int], clock: Clock
+    ) -> tuple[Made, list[Finding]]:
+        """Asks the audit's rules, and has the work done between those that need it and those that do not."""
+        rules = self.config.audit
+        findings = audit_plan(rules, night.counts, self.checkpoint, self.blocklist)
+        made = Made()
+        if _all_pass(findings):
+            try:
+                made = make_night(
+                    self.config, night, held, self.blocklist, self.work, self.say, self.reached, clock
+                )
+            except PromiseError:
+                self._give_up(night, made)
+                raise
+            before = self._scores_before(table)
+            if (scores := merge_scores(made.inspected, before, rules.min_samples)) is not None:
+                put_table(self._uri(night, "scores.parquet"), scores)
+            findings += audit_samples(
+                rules,
+                night.counts,
+                made.manifest,
+                self._num_requests(night),
+                made.inspected,
+                before,
+                self._blocked(night, made),
+            )
+        clock.stop("audit")
+        return made, findings
 
     def _blocked(self, night: Night, made: Made) -> list[str]:
         """The normals on the blocklist, of tonight and of those that stay."""
