@@ -10,8 +10,8 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -116,7 +116,8 @@ def dry_run(config: RefreshConfig, say: Say = print) -> None:
     )
 
 
-class _Refresh(NamedTuple):
+@dataclass(frozen=True)
+class _Refresh:
     """One call of `refresh`, with the lease held."""
 
     config: RefreshConfig
