@@ -325,6 +325,7 @@ def test_nights_on_ray(s3_uri: str, ray_cluster: None, capsys: pytest.CaptureFix
     settings = [
         f"pool={config.pool}", f"table={config.table}", f"checkpoint={config.checkpoint}",
         "generate.normals_per_shard=5", "generate.max_reject_rate=0.2", "audit.min_accepted=0",
+        "generate.compute.gpus_per_actor=0",
     ]  # fmt: skip
     command = ["refresh", *(part for setting in settings for part in ("--set", setting))]
     assert main(command) == 0
