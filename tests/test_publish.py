@@ -350,7 +350,7 @@ class TestReaders:
         import ray
 
         files = DeltaTable(table_uri, storage_options=options).file_uris()
-        rows = ray.data.read_parquet(files, columns=["product", "defect_type", "mask"]).take_all()
+        rows = ray.data.read_parquet(files).select_columns(["product", "defect_type", "mask"]).take_all()
         assert counts_of(rows) == expected
         assert rows[0]["mask"]["bytes"][:4] == bytes([137]) + b"PNG"
 
