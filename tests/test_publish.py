@@ -1,9 +1,11 @@
 """What a table promises whoever refreshes and reads it at the same time: kills, races, readers, old versions."""
 
 import importlib
+import itertools
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -29,7 +31,7 @@ from raygen.errors import LeaseError, UserError
 from raygen.images import decode_photo
 from raygen.publish.refresh import refresh
 from raygen.publish.state import PENDING
-from raygen.publish.table import DataFile, Publication, create_table, open_table
+from raygen.publish.table import DataFile, Publication, PublishedTable, create_table, open_table
 from raygen.publish.versions import rollback, vacuum
 
 STEPS = (
@@ -141,20 +143,93 @@ def test_a_kill_at_any_step_and_the_next_run_mends_it(s3_uri: str, processes: Fo
     )
 
 
+def take_up(config: Any) -> object:
+    return refresh(config, say_nothing, InProcess())
+
+
+def go_back(config: Any) -> object:
+    return rollback(config.table, 1, say_nothing, config.lease_seconds)
+
+
+def tidy(config: Any) -> object:
+    return vacuum(config.table, 1, 0, say=say_nothing, lease_seconds=config.lease_seconds)
+
+
+def act_and_die(act: Callable[[Any], object], config: Any, number: int) -> None:
+    """A command that is killed before its write of this number: of an object, or of the log."""
+    numbers = itertools.count()
+
+    def deadly(write: Callable[..., Any]) -> Callable[..., Any]:
+        def write_or_die(*arguments: Any, **options: Any) -> Any:
+            # The lease's own thread writes when it likes.
+            if threading.current_thread().name != "lease" and next(numbers) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return write(*arguments, **options)
+
+        return write_or_die
+
+    for name in ("put", "put_if_absent", "replace", "delete"):
+        setattr(storage, name, deadly(getattr(storage, name)))
+    for name in ("commit", "restore"):
+        setattr(PublishedTable, name, deadly(getattr(PublishedTable, name)))
+    act(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("act", "least_writes"), [(take_up, 30), (go_back, 3), (tidy, 10)])
+def test_a_kill_before_any_write_and_the_same_command_mends_it(
+    act: Callable[[Any], object], least_writes: int, tmp_path: Path, processes: ForkServerContext
+) -> None:
+    uris = write_pool(f"{tmp_path}/pool", 3)
+    config = config_of(str(tmp_path), checkpoint=NULL).model_copy(update={"lease_seconds": 0.2})
+    refresh(config, say_nothing, InProcess())
+    storage.delete(uris[0])
+    refresh(config, say_nothing, InProcess())
+    storage.put(uris[0], storage.read(uris[1]))
+    with pytest.raises(KeyboardInterrupt):  # and a night that was begun, and is not wanted any more
+        refresh(config, say_nothing, InProcess(), stop_at("audited"))
+    storage.put(uris[0], storage.read(uris[2]))
+    storage.delete(uris[-1])
+    other = config.model_copy(update={"generate": {"normals_per_shard": 4}})
+    saved = shutil.copytree(config.table, tmp_path / "saved")
+
+    def state() -> tuple[list[dict[str, Any]], set[str]]:
+        files = [*storage.list_files(f"{config.table}/runs"), *storage.list_files(f"{config.table}/_refresh")]
+        return published(config), {file.uri for file in files}
+
+    before = published(config)
+    act(other)
+    wanted = state()
+    for number in itertools.count():
+        shutil.rmtree(config.table)
+        shutil.copytree(saved, config.table)
+        child = processes.Process(target=act_and_die, args=(act, other, number))
+        child.start()
+        child.join(60)
+        if child.exitcode == 0:
+            break
+        assert child.exitcode == -signal.SIGKILL, number
+        assert published(config) in (before, wanted[0]), number
+        act(other)
+        assert state() == wanted, number
+    assert number >= least_writes
+
+
+def stop_at(at: str) -> Callable[[str], None]:
+    def reached(step: str) -> None:
+        if step == at:
+            raise KeyboardInterrupt
+
+    return reached
+
+
 def test_a_night_that_was_cut_off_is_gone_on_with(tmp_path: Path) -> None:
     uris = write_pool(f"{tmp_path}/pool", 2)
     config = config_of(str(tmp_path), checkpoint=NULL)
 
-    def stop(at: str) -> Callable[[str], None]:
-        def reached(step: str) -> None:
-            if step == at:
-                raise KeyboardInterrupt
-
-        return reached
-
     work = InProcess()
     with pytest.raises(KeyboardInterrupt):
-        refresh(config, say_nothing, work, stop("generated"))
+        refresh(config, say_nothing, work, stop_at("generated"))
     assert work.normals == 6
     storage.put(f"{tmp_path}/pool/extra/1.png", storage.read(uris[0]))
     lines: list[str] = []
@@ -170,7 +245,7 @@ def test_a_night_that_was_cut_off_is_gone_on_with(tmp_path: Path) -> None:
     # Another recipe, and what was begun is not wanted any more.
     storage.put(f"{tmp_path}/pool/extra/2.png", storage.read(uris[1]))
     with pytest.raises(KeyboardInterrupt):
-        refresh(config, say_nothing, work, stop("audited"))
+        refresh(config, say_nothing, work, stop_at("audited"))
     other = config_of(str(tmp_path), checkpoint=NULL, generate={"seed": 1, "normals_per_shard": 5})
     lines.clear()
     report = refresh(other, lines.append, work)
