@@ -1,12 +1,13 @@
 """The nightly refresh: after each night the table is what generating that night's pool from scratch would give."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pytest
 from deltalake import DeltaTable
 from factories import InProcess, bad_files, write_checkpoint, write_pool, write_run
@@ -22,7 +23,7 @@ from raygen.publish.config import RefreshConfig
 from raygen.publish.lease import Lease
 from raygen.publish.refresh import refresh
 from raygen.publish.report import RefreshReport
-from raygen.publish.state import LEASE, REPORT
+from raygen.publish.state import LEASE, REPORT, put_table
 from raygen.publish.table import open_table
 from raygen.publish.versions import rollback
 
@@ -299,6 +300,64 @@ def test_what_the_gate_drops_is_not_asked_for_again(tmp_path: Path) -> None:
     storage.delete(uris[0])
     report = refresh(config, say_nothing, InProcess())
     assert (report.counts.removed, report.files_removed, report.samples) == (1, 0, 0)
+
+
+def test_a_pool_of_images_inside_parquet(tmp_path: Path) -> None:
+    """A file is its rows: with one image more, or other bytes, all of its rows are new; others are left alone."""
+    photos = [(name.split("/")[0], encode_png(pixels)) for name, pixels in surfaces.pool(3, 0, 32, 1)]
+
+    def write(name: str, rows: Sequence[tuple[str, bytes]]) -> None:
+        products, images = zip(*rows, strict=True)
+        put_table(f"{tmp_path}/pool/{name}.parquet", pa.table({"image": images, "product": products}))
+
+    config = config_of(str(tmp_path), checkpoint="null:32x1")
+    work = InProcess()
+    write("a", photos[:3])
+    write("b", photos[3:7])
+    refresh(config, say_nothing, work)
+    assert refresh(config, say_nothing, work).status == "nothing to do"
+    write("b", photos[3:9])
+    report = refresh(config, say_nothing, work)
+    assert (report.counts.kept, report.counts.changed, report.counts.new) == (3, 4, 2)
+    assert published(config) == from_scratch(config, f"{tmp_path}/scratch")
+    write("b", photos[5:7])
+    report = refresh(config, say_nothing, work)
+    assert (report.counts.kept, report.counts.changed, report.counts.removed) == (3, 2, 4)
+    assert published(config) == from_scratch(config, f"{tmp_path}/scratch-2")
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_pool_by_a_manifest(kind: str, tmp_path: Path) -> None:
+    """Its etags say what has changed; a row without one counts as it was, whatever its bytes are by now."""
+    uris = write_pool(f"{tmp_path}/photos", 2)
+    manifest = f"{tmp_path}/pool.{kind}"
+
+    def write(uris: Sequence[str], with_etag: Callable[[int], bool]) -> None:
+        etags = [storage.stat(uri).etag if with_etag(i) else None for i, uri in enumerate(uris)]
+        products = [uri.split("/")[-2] for uri in uris]
+        table = pa.table({"uri": uris, "product": products, "etag": etags})
+        if kind == "parquet":
+            put_table(manifest, table)
+        else:
+            pyarrow.csv.write_csv(table, manifest)
+
+    config = config_of(str(tmp_path), pool=manifest, checkpoint="null:32x1")
+    write(uris[:5], bool)  # the first has none
+    refresh(config, say_nothing, InProcess())
+    assert refresh(config, say_nothing, InProcess()).status == "nothing to do"
+    data = [storage.read(uri) for uri in uris[:2]]
+    storage.put(uris[1], data[0])
+    write(uris[:5], bool)
+    report = refresh(config, say_nothing, InProcess())
+    assert (report.counts.changed, report.counts.kept) == (1, 4)
+    storage.put(uris[0], data[1])
+    write(uris[:5], bool)
+    assert refresh(config, say_nothing, InProcess()).status == "nothing to do"
+    storage.put(uris[0], data[0])
+    write(uris[1:], lambda i: True)
+    report = refresh(config, say_nothing, InProcess())
+    assert (report.counts.new, report.counts.removed, report.counts.kept) == (1, 1, 4)
+    assert published(config) == from_scratch(config, f"{tmp_path}/scratch")
 
 
 def test_a_recipe_that_cuts_other_shards_makes_nothing_anew(tmp_path: Path) -> None:
