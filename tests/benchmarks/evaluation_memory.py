@@ -4,7 +4,7 @@
 
 The runs are made of procedural surfaces by the shipped checkpoint; every sample is looked at. Peak resident
 memory, in MB, is what the kernel says (VmHWM) of the driver and of its largest Ray worker. The driver holds the
-features of all samples that are looked at (5 kB each), whose number `samples_per_cell` bounds. (Clusters and
+features of all samples that are looked at (19 kB each), whose number `samples_per_cell` bounds. (Clusters and
 classifiers, left out here, bring as many of their pixels into the driver as they look at.)
 """
 
