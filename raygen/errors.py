@@ -16,6 +16,10 @@ class PromiseError(Exception):
     exit_code = 3
 
 
+class RejectsError(PromiseError):
+    """More normals are unusable than `max_reject_rate` allows."""
+
+
 class LeaseError(Exception):
     """Another refresh works on the table, or has taken it over. Exit code 4: nothing to mend, nothing lost."""
 

@@ -12,9 +12,17 @@ from raygen import storage
 from raygen.checkpoint import Checkpoint, Reference
 from raygen.data.runs import CellStats, Manifest
 from raygen.errors import UserError
-from raygen.publish.audit import Finding, audit_plan, audit_samples, read_blocklist
+from raygen.publish.arrow import pc
+from raygen.publish.audit import Finding, audit_normals, audit_plan, audit_samples, read_blocklist
 from raygen.publish.config import AuditConfig
-from raygen.publish.files import CELL, SCORE_SAMPLES, Inspected, lowest_ids
+from raygen.publish.files import (
+    CELL,
+    NORMALS_SCHEMA,
+    SCORE_SAMPLES,
+    Inspected,
+    lowest_ids,
+    merge_scores,
+)
 from raygen.publish.night import Counts
 from raygen.publish.table import DataFile
 from raygen.records import SCORES
@@ -23,12 +31,12 @@ NUM_REQUESTS = 2
 
 
 def scores_of(num: int, seed: int, **shift: float) -> pa.Table:
-    """Normally distributed scores of two cells."""
+    """Normally distributed scores of two cells, made by one key."""
     draw = np.random.default_rng(seed)
     ids = [f"{number:032x}" for number in draw.permutation(2 * num)]
     cells = [["metal"] * (2 * num), ["spots"] * num + ["scratches"] * num, ["latent"] * (2 * num)]
     values = [draw.standard_normal(2 * num).astype(np.float32) + shift.get(name, 0.0) for name in SCORES]
-    return pa.table([ids, *cells, *values], ["sample_id", *CELL, *SCORES])
+    return pa.table([ids, *cells, *values, ["key"] * (2 * num)], ["sample_id", *CELL, *SCORES, "key"])
 
 
 def night(**changes: Any) -> dict[str, Finding]:
@@ -59,13 +67,15 @@ def night(**changes: Any) -> dict[str, Finding]:
     counts = Counts(listed=110, new=100, changed=0, outdated=0, kept=10, removed=changes.pop("removed", 0))
     scores = changes.pop("scores", scores_of(100, seed=0))
     file = DataFile("runs/x/shards/00000.parquet", 1, changes.pop("num_samples", 200), {}, {})
-    inspected = [Inspected(file, scores, [], changes.pop("problem", None))]
+    inspected = [
+        Inspected(file, scores.drop("key"), NORMALS_SCHEMA.empty_table(), changes.pop("problem", None))
+    ]
     config = AuditConfig.model_validate(changes.pop("config", {}))
     before = changes.pop("before", scores_of(100, seed=1))
     checkpoint, blocklist = changes.pop("checkpoint", None), changes.pop("blocklist", frozenset())
     findings = [
         *audit_plan(config, counts, checkpoint, blocklist),  # type: ignore[arg-type]
-        *audit_samples(config, counts, manifest, NUM_REQUESTS, inspected, before, changes.pop("blocked", [])),
+        *audit_samples(config, counts, manifest, NUM_REQUESTS, inspected, scores, before),
     ]
     assert not changes
     found: dict[str, Finding] = {}
@@ -99,6 +109,33 @@ def test_a_score_that_has_moved(score: str) -> None:
     assert f"metal/scratches/latent {score}: 0." in finding.figures
     assert "from the night before" in finding.figures
     assert night(scores=scores_of(100, seed=0, **{score: 0.2}))["max_score_shift"].passed
+
+
+def test_scores_of_another_checkpoint_have_a_limit_of_their_own() -> None:
+    moved = scores_of(100, seed=0, realism=3.0)
+    anew = moved.set_column(moved.num_columns - 1, "key", pa.array(["another"] * len(moved)))
+    finding = night(scores=anew)["max_score_shift"]
+    assert finding.passed
+    assert f"{2 * len(SCORES)} of them of another checkpoint or recipe, the farthest 0." in finding.figures
+    finding = night(scores=anew, config={"max_score_shift_anew": 0.6})["max_score_shift"]
+    assert not finding.passed
+    assert "; at most 0.6)" in finding.figures
+
+
+def test_what_scores_the_next_night_is_compared_with() -> None:
+    before = scores_of(100, seed=1)
+    few, many, anew = (scores_of(num, seed) for num, seed in ((49, 2), (50, 3), (49, 4)))
+    anew = anew.set_column(anew.num_columns - 1, "key", pa.array(["another"] * len(anew)))
+    spots = many.filter(pc.equal(many["defect_type"], "spots"))
+    assert merge_scores(many, None, 50) == many
+    assert merge_scores(few, None, 50) == few
+    assert merge_scores(few, before, 50).to_pylist() == before.to_pylist()
+    assert merge_scores(many, before, 50).to_pylist() == many.to_pylist()
+    assert merge_scores(anew, before, 50).to_pylist() == anew.to_pylist()
+    assert merge_scores(many.slice(0, 0), before, 50).to_pylist() == before.to_pylist()
+    mixed = merge_scores(spots, before, 50).to_pylist()
+    assert [row for row in mixed if row["defect_type"] == "spots"] == spots.to_pylist()
+    assert len(mixed) == 50 + 100
 
 
 @pytest.mark.parametrize(("num_rejected", "passed"), [(50, True), (51, False)])
@@ -151,19 +188,21 @@ def test_images_to_test_on_are_found_among_normals_and_references(tmp_path: Path
         bank = [Reference(uri=uri, product="metal", defect_type="spots") for uri in uris]
         return _Bank(bank)  # type: ignore[return-value]
 
-    def finding(*uris: str, blocked: tuple[str, ...] = ()) -> Finding:
-        found = night(
-            config=config, blocklist=blocklist, checkpoint=with_references(*uris), blocked=list(blocked)
-        )
-        return found["blocklist"]
+    def finding(*uris: str) -> Finding:
+        return night(config=config, blocklist=blocklist, checkpoint=with_references(*uris))["blocklist"]
 
     train, test = str(tmp_path / "train.png"), str(tmp_path / "test.png")
     assert finding(train).passed
     assert not finding(train, test).passed
     assert f"reference {test}" in finding(train, test).figures
-    assert not finding(train, blocked=("s3://pool/7.png",)).passed
-    assert "normal s3://pool/7.png" in finding(train, blocked=("s3://pool/7.png",)).figures
     assert "cannot be read, so nobody knows" in finding(train, str(tmp_path / "gone.png")).figures
+
+    content = [hashlib.sha256(name.encode()).digest() for name in ("train.png", "test.png")]
+    tonight = pa.table([["a", "b"], pa.array([content[0], None], pa.binary(32))], schema=NORMALS_SCHEMA)
+    kept = pa.table([["c"], pa.array([content[1]], pa.binary(32))], schema=NORMALS_SCHEMA)
+    assert audit_normals(blocklist, [tonight]).passed
+    found = audit_normals(blocklist, [tonight, kept])
+    assert (found.passed, found.figures) == (False, "normal c (1 in all)")
 
 
 class _Bank:
@@ -184,7 +223,7 @@ def test_a_wrong_blocklist_is_one_line(tmp_path: Path, content: bytes | None, li
 
 
 def test_scores_are_compared_by_a_choice_that_is_the_same_in_whatever_parts() -> None:
-    rows = scores_of(SCORE_SAMPLES + 500, seed=2)
+    rows = scores_of(SCORE_SAMPLES + 500, seed=2).drop("key")
     whole = lowest_ids([rows])
     assert len(whole) == 2 * SCORE_SAMPLES
     parts = [rows.slice(start, 700) for start in range(0, len(rows), 700)]

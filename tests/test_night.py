@@ -23,7 +23,10 @@ def random_case(seed: int) -> tuple[pa.Table, pa.Table, dict[str, str]]:
         chosen = draw.sample(names, draw.randrange(1, 50))
         return [(name, draw.choice(PRODUCTS), draw.choice(["x", "y", None])) for name in chosen]
 
-    held = [(*normal, draw.choice(["old", "new-a"]), draw.choice(["f1", "f2", None])) for normal in normals()]
+    held = [
+        (*normal, draw.choice(["old", "new-a"]), draw.choice(["f1", "f2", None]), b"s" * 32)
+        for normal in normals()
+    ]
     listed = normals() if draw.random() < 0.5 else [row[:3] for row in held if draw.random() < 0.8]
     keys = {"a": "new-a", "b": "old", "c": "new-c"}
     return table(listed, POOL_SCHEMA), table(held, LEDGER_SCHEMA), keys
@@ -70,7 +73,7 @@ def test_every_normal_is_sorted_as_by_hand(seed: int, policy: Policy) -> None:
 def test_one_percent_of_new_normals_is_one_percent_of_work() -> None:
     rows = [(f"/pool/{number:06}.png", "a", f"{number:x}") for number in range(100_000)]
     pool = table(rows, POOL_SCHEMA)
-    ledger = table([(*row, "key", "file") for row in rows[:99_000]], LEDGER_SCHEMA)
+    ledger = table([(*row, "key", "file", None) for row in rows[:99_000]], LEDGER_SCHEMA)
     change = compare(pool, ledger, {"a": "key"}, "regenerate")
     assert change.work.to_pylist() == pool.slice(99_000).to_pylist()
     assert len(change.leaving) == 0

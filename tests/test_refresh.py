@@ -1,6 +1,7 @@
 """The nightly refresh: after each night the table is what generating that night's pool from scratch would give."""
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,14 @@ from raygen import storage, surfaces
 from raygen.cli import main
 from raygen.config import load_config
 from raygen.data.runs import Manifest, read_shard
-from raygen.errors import PromiseError, UserError
+from raygen.errors import LeaseError, PromiseError, UserError
 from raygen.generate.config import GenerateConfig
 from raygen.images import encode_png
 from raygen.publish.config import RefreshConfig
 from raygen.publish.lease import Lease
 from raygen.publish.refresh import refresh
 from raygen.publish.report import RefreshReport
-from raygen.publish.state import LEASE, REPORT, put_table
+from raygen.publish.state import LEASE, PENDING, REPORT, put_table
 from raygen.publish.table import open_table
 from raygen.publish.versions import rollback
 
@@ -60,6 +61,10 @@ def from_scratch(config: RefreshConfig, output: str) -> list[dict[str, Any]]:
     run = GenerateConfig(pool=config.pool, output=output, checkpoint=config.checkpoint, normals_per_shard=7)
     manifest = write_run(run)
     return rows_of(pa.concat_tables([read_shard(output, stats) for stats in manifest.shards]))
+
+
+def last_report(config: RefreshConfig) -> RefreshReport:
+    return RefreshReport.model_validate_json(storage.read(storage.join(config.table, REPORT)))
 
 
 def say_nothing(line: str) -> None:
@@ -150,7 +155,7 @@ def test_seven_nights(
         night(checked)
     assert caught.value.exit_code == 3
     assert published(config) == after_five
-    failed = RefreshReport.model_validate_json(storage.read(storage.join(config.table, REPORT)))
+    failed = last_report(config)
     assert (failed.status, failed.version) == ("audit failed", 4)
 
     # 7: it has gone again; and one more has come.
@@ -204,8 +209,11 @@ def test_the_blocklist_is_asked_of_what_is_published_too(tmp_path: Path) -> None
     storage.put(f"{tmp_path}/list.txt", b"")
     refresh(config, say_nothing, InProcess())
     storage.put(f"{tmp_path}/list.txt", hashlib.sha256(storage.read(uris[0])).hexdigest().encode())
-    with pytest.raises(PromiseError, match=rf"1 normals of the table are on it \({uris[0]}"):
+    with pytest.raises(PromiseError, match=rf"audit: blocklist: normal {uris[0]} \(1 in all\)"):
         refresh(config, say_nothing, InProcess())
+    report = last_report(config)
+    assert (report.status, report.night, report.version) == ("audit failed", None, 1)
+    assert [finding.rule for finding in report.audit] == ["blocklist"]
     storage.delete(uris[1])
     with pytest.raises(PromiseError, match=f"audit: blocklist: normal {uris[0]}"):
         refresh(config, say_nothing, InProcess())
@@ -360,6 +368,70 @@ def test_a_pool_by_a_manifest(kind: str, tmp_path: Path) -> None:
     assert published(config) == from_scratch(config, f"{tmp_path}/scratch")
 
 
+def test_a_training_that_goes_on_while_a_night_is_under_way(tmp_path: Path) -> None:
+    """The best checkpoint when a night began is the one it is made with; one that is written over is noticed."""
+    write_pool(f"{tmp_path}/pool", 1)
+    checkpoints = [write_checkpoint(f"{tmp_path}/training/{seed}", seed=seed) for seed in range(2)]
+
+    def is_best(seed: int) -> None:
+        storage.put(f"{tmp_path}/training/best.json", json.dumps({"checkpoint": str(seed)}).encode())
+
+    class Training(InProcess):
+        def generate(self, config: GenerateConfig, say: Callable[[str], None]) -> Manifest:
+            is_best(1)
+            return super().generate(config, say)
+
+    is_best(0)
+    config = config_of(str(tmp_path), checkpoint=f"{tmp_path}/training")
+    report = refresh(config, say_nothing, Training())
+    assert report.checkpoint == checkpoints[0].digest
+    assert {row["checkpoint"] for row in published(config)} == {checkpoints[0].digest}
+    report = refresh(config, say_nothing, InProcess())
+    assert (report.counts.outdated, report.checkpoint) == (3, checkpoints[1].digest)
+
+    class Overwriting(InProcess):
+        def generate(self, config: GenerateConfig, say: Callable[[str], None]) -> Manifest:
+            write_checkpoint(f"{tmp_path}/training/1", seed=2)
+            return super().generate(config, say)
+
+    write_pool(f"{tmp_path}/pool", 2)
+    with pytest.raises(UserError, match="was written anew while the night was under way"):
+        refresh(config, say_nothing, Overwriting())
+    assert refresh(config, say_nothing, InProcess()).version == 3
+    assert published(config) == from_scratch(config, f"{tmp_path}/scratch")
+
+
+def test_who_loses_the_lease_stops_at_the_next_step(tmp_path: Path) -> None:
+    write_pool(f"{tmp_path}/pool", 1)
+    config = config_of(str(tmp_path), checkpoint="null:32x1")
+    steps: list[str] = []
+
+    def reached(step: str) -> None:
+        steps.append(step)
+        if step == "generated":  # slept, and another holds it by now
+            lease = json.loads(storage.read(f"{config.table}/{LEASE}"))
+            storage.put(f"{config.table}/{LEASE}", json.dumps({**lease, "nonce": "another's"}).encode())
+
+    with pytest.raises(LeaseError, match="another refresh took it over; nothing was published"):
+        refresh(config, say_nothing, InProcess(), reached)
+    assert steps == ["leased", "frozen", "generated"]
+    assert storage.exists(f"{config.table}/{PENDING}"), "the other's to go on with"
+    assert published(config) == []
+
+
+def test_a_published_file_that_is_gone_is_one_line(tmp_path: Path) -> None:
+    uris = write_pool(f"{tmp_path}/pool", 2)
+    config = config_of(str(tmp_path), checkpoint="null:32x1")
+    refresh(config, say_nothing, InProcess())
+    for uri in DeltaTable(config.table).file_uris():
+        storage.delete(uri)
+    storage.delete(uris[0])
+    with pytest.raises(
+        PromiseError, match=r"holds 0 samples, and the table's log says 20; go back to a version"
+    ):
+        refresh(config, say_nothing, InProcess())
+
+
 def test_a_recipe_that_cuts_other_shards_makes_nothing_anew(tmp_path: Path) -> None:
     uris = write_pool(f"{tmp_path}/pool", 2)
     config = config_of(str(tmp_path), checkpoint="null:32x1")
@@ -403,6 +475,20 @@ def test_nights_on_ray(s3_uri: str, ray_cluster: None, capsys: pytest.CaptureFix
         in printed
     )
     assert f"nothing to do: {config.table} stays at version 2 (36 samples)" in printed
+
+    # Too many that are of no use: nothing is published, and the report says so.
+    bad = [uris[0].replace("000000", f"bad-{number}") for number in range(3)]
+    for uri in bad:
+        storage.put(uri, b"no image")
+    assert main(command) == 3
+    assert "audit: work: 3 of 3 normals are unusable (3 not_an_image)" in capsys.readouterr().err
+    report = last_report(config)
+    assert (report.status, report.version, report.counts.new) == ("audit failed", 2, 3)
+    assert [finding.rule for finding in report.audit if not finding.passed] == ["work"]
+    for uri in bad:
+        storage.delete(uri)
+    assert main(command) == 0
+    capsys.readouterr()
 
     # What a scheduler sees when the audit fails, and when another refresh is at work.
     storage.put(f"{s3_uri}/blocked.txt", hashlib.sha256(storage.read(uris[1])).hexdigest().encode())

@@ -17,7 +17,7 @@ from ray.util import metrics
 from raygen import storage
 from raygen.checkpoint import Checkpoint
 from raygen.data.runs import Run, ShardStats, done_shards, read_stats, sum_cells
-from raygen.errors import PromiseError, UserError
+from raygen.errors import PromiseError, RejectsError, UserError
 from raygen.generate import stages
 from raygen.generate.config import GenerateConfig
 from raygen.generate.progress import Progress
@@ -95,10 +95,10 @@ def chain(
 
 
 def _check_rejects(rejects: Counter[str], config: GenerateConfig, run: Run) -> None:
-    """Raises PromiseError as soon as it is certain that too many normals are bad."""
+    """Raises RejectsError as soon as it is certain that too many normals are bad."""
     if rejects.total() > config.max_reject_rate * run.num_normals:
         by_reason = ", ".join(f"{count} {reason}" for reason, count in rejects.most_common())
-        raise PromiseError(
+        raise RejectsError(
             f"{rejects.total()} of {run.num_normals} normals are unusable ({by_reason}), more than "
             f"max_reject_rate = {config.max_reject_rate:g}; see {storage.join(config.output, 'rejects/')}; mend "
             "the pool and begin a new output, or allow more and run the same command again"

@@ -17,7 +17,7 @@ from raygen.data.runs import Manifest
 from raygen.errors import UserError
 from raygen.publish.arrow import pc
 from raygen.publish.config import AuditConfig
-from raygen.publish.files import CELL, Inspected, lowest_ids
+from raygen.publish.files import CELL, Inspected
 from raygen.publish.night import Counts
 from raygen.records import SCORES
 
@@ -50,10 +50,10 @@ def audit_samples(
     manifest: Manifest | None,
     num_requests: int,
     inspected: Sequence[Inspected],
+    scores: pa.Table,
     before: pa.Table | None,
-    blocked: Sequence[str],
 ) -> list[Finding]:
-    """Asks the rules of what was made, and of what stays.
+    """Asks the rules of what was made.
 
     Args:
         config: the rules.
@@ -61,8 +61,8 @@ def audit_samples(
         manifest: of tonight's run; None if nothing was to be generated.
         num_requests: samples asked for each normal.
         inspected: its files.
-        before: a choice of the scores of the night published before, see `files.lowest_ids`, if there is one.
-        blocked: normals whose bytes are on the blocklist, of tonight and of those that stay.
+        scores: a choice of tonight's (`files.lowest_ids`), with the `key` of what made each sample.
+        before: that of the nights published before, if there is one.
     """
     findings = []
     if manifest is not None:
@@ -72,10 +72,25 @@ def audit_samples(
             _accepted(config, manifest),
         ]
         if before is not None:
-            findings.append(_scores(config, lowest_ids([item.scores for item in inspected]), before))
-    if config.blocklist is not None:
-        findings.append(_normals(blocked))
+            findings.append(_scores(config, scores, before))
     return findings
+
+
+def audit_normals(blocklist: frozenset[str], normals: Sequence[pa.Table]) -> Finding:
+    """No normal is an image that is kept for judging.
+
+    Args:
+        blocklist: the hashes of those.
+        normals: tables with `uri` and `sha256` (bytes) of the normals of tonight, and of those that stay.
+    """
+    hashes = pa.array([bytes.fromhex(sha256) for sha256 in blocklist], pa.binary(32))
+    found = [
+        table.filter(pc.is_in(table["sha256"], value_set=hashes))["uri"].to_pylist() for table in normals
+    ]
+    blocked = sorted({uri for uris in found for uri in uris})
+    figures = _some(f"normal {uri}" for uri in blocked)
+    figures += f" ({len(blocked):,} in all)" if blocked else "none of the normals is on it"
+    return Finding(rule="blocklist", passed=not blocked, figures=figures)
 
 
 def read_blocklist(uri: str | None) -> frozenset[str]:
@@ -148,10 +163,13 @@ def _accepted(config: AuditConfig, manifest: Manifest) -> Finding:
 
 
 def _scores(config: AuditConfig, scores: pa.Table, before: pa.Table) -> Finding:
-    """Each score of each cell against the night before's."""
-    worst, where, apart, num_compared = 0.0, "", [], 0
+    """Each score of each cell against the night before's; where another checkpoint or recipe made them, by a limit
+    of its own."""
+    worst, where, apart, num_compared, num_anew = 0.0, "", [], 0, 0
     old = _by_cell(before)
     for cell, now in _by_cell(scores).items():
+        is_anew = cell in old and now["key"][0] != old[cell]["key"][0]
+        limit = config.max_score_shift_anew if is_anew else config.max_score_shift
         for score in SCORES if cell in old else ():
             values = [pc.drop_null(rows[score]).to_numpy() for rows in (now, old[cell])]
             if min(map(len, values)) < config.min_samples:
@@ -159,17 +177,20 @@ def _scores(config: AuditConfig, scores: pa.Table, before: pa.Table) -> Finding:
             compared: Any = ks_2samp(*values, method="asymp")
             distance = float(compared.statistic)
             num_compared += 1
+            num_anew += is_anew
             if distance > worst:
                 worst, where = distance, f"{'/'.join(cell)} {score}"
-            if distance > config.max_score_shift:
+            if distance > limit:
                 medians = " -> ".join(f"{np.median(part):.3g}" for part in reversed(values))
-                apart.append(f"{'/'.join(cell)} {score}: {distance:.2f} (median {medians})")
+                apart.append(
+                    f"{'/'.join(cell)} {score}: {distance:.2f} (median {medians}; at most {limit:g})"
+                )
     if apart:
-        figures = f"{_some(apart)}; at most {config.max_score_shift:g} from the night before"
+        figures = f"{_some(apart)} from the night before"
     else:
-        figures = f"{num_compared} distributions compared" + (
-            f", the farthest {worst:.2f}: {where}" if where else ""
-        )
+        figures = f"{num_compared} distributions compared"
+        figures += f", {num_anew} of them of another checkpoint or recipe" if num_anew else ""
+        figures += f", the farthest {worst:.2f}: {where}" if where else ""
     return Finding(rule="max_score_shift", passed=not apart, figures=figures)
 
 
@@ -188,12 +209,6 @@ def _rejected(config: AuditConfig, manifest: Manifest) -> Finding:
     return Finding(
         rule="max_rejected", passed=passed, figures=f"{figures}; at most {config.max_rejected:.1%}"
     )
-
-
-def _normals(blocked: Sequence[str]) -> Finding:
-    """No normal is an image that is kept for judging."""
-    figures = _some(f"normal {uri}" for uri in blocked) or "none of the normals is on it"
-    return Finding(rule="blocklist", passed=not blocked, figures=figures)
 
 
 def _references(checkpoint: Checkpoint, blocklist: frozenset[str]) -> Finding:

@@ -40,8 +40,11 @@ class AuditConfig(Config):
     max_score_shift: Share = 0.5
     """Of each score, product × defect type × mode: the Kolmogorov-Smirnov distance between tonight's samples and
     those of the night published before (0 = alike, 1 = apart)."""
+    max_score_shift_anew: Share = 1.0
+    """The same where another checkpoint or recipe made them: another judge's scores differ by nature, so that the
+    default, 1, asks nothing; the report has the figures."""
     min_samples: Annotated[int, Field(ge=1)] = 50
-    """The two rules above are asked of cells with at least so many samples, the next of so many normals."""
+    """The rules above are asked of cells with at least so many samples, the next of nights of so many normals."""
     max_rejected: Share = 0.5
     """The share of a night's normals that may be of no use. (generate.max_reject_rate is of the pool.)"""
     max_removed: Share = 0.5

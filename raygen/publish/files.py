@@ -3,7 +3,7 @@
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -22,6 +22,7 @@ SCORE_SAMPLES = 2_000
 so that it is a random choice, and the same whoever makes it."""
 
 CELL = ["product", "defect_type", "mode"]
+_NO_SCORES = SAMPLE_SCHEMA.empty_table().select(["sample_id", *CELL, *SCORES])
 _STATISTICS = ("normal_uri", *CELL, "run_id", "checkpoint")  # readers leave out files by them
 
 
@@ -30,20 +31,21 @@ class Inspected(NamedTuple):
 
     file: DataFile
     scores: pa.Table  # sample_id, product, defect_type, mode and the scores, of some of its samples
-    blocked: list[str]  # normals whose bytes are on the blocklist
+    normals: pa.Table  # NORMALS_SCHEMA: those that it holds samples of
     problem: str | None  # it is not the file that was written
 
 
-def inspect_file(
-    table_uri: str, path: str, stats: ShardStats, blocklist: frozenset[str], share: float
-) -> Inspected:
+NORMALS_SCHEMA = pa.schema([("uri", pa.string()), ("sha256", pa.binary(32))])
+"""What a normal's bytes are, as the task that read them found."""
+
+
+def inspect_file(table_uri: str, path: str, stats: ShardStats, share: float) -> Inspected:
     """Reads a file of the run, checks it against its stats, and measures what the audit and the table want.
 
     Args:
         table_uri: the table's folder.
         path: of the file, in it.
         stats: what the file should be.
-        blocklist: SHA-256 of images that must not be among the normals.
         share: of the samples, those of the lowest ids, whose scores are wanted.
     """
     data = storage.read(storage.join(table_uri, path))
@@ -56,30 +58,18 @@ def inspect_file(
     scores = rows.select(["sample_id", *CELL, *SCORES])
     if share < 1:
         scores = scores.filter(pc.less(scores["sample_id"], f"{int(share * 2**32):08x}"))
-    return Inspected(
-        _data_file(path, len(data), rows), lowest_ids([scores]), _blocked(rows, blocklist), problem
-    )
+    return Inspected(_data_file(path, len(data), rows), lowest_ids([scores]), _normals(rows), problem)
 
 
-def blocked_normals(table_uri: str, blocklist: frozenset[str], path: str) -> list[str]:
-    """The normals of a published file whose bytes are on the blocklist."""
-    with storage.open_input(storage.join(table_uri, path)) as stream:
-        return _blocked(pq.read_table(stream, columns=["normal_uri", "normal_sha256"]), blocklist)
-
-
-def _blocked(rows: pa.Table, blocklist: frozenset[str]) -> list[str]:
-    found = pc.is_in(rows["normal_sha256"], value_set=pa.array(sorted(blocklist), pa.string()))
-    return sorted(set(rows["normal_uri"].filter(found).to_pylist()))
-
-
-def cell_of(row: Mapping[str, str]) -> tuple[str, ...]:
-    """Product, defect type and mode of a row."""
-    return tuple(row[name] for name in CELL)
+def _normals(rows: pa.Table) -> pa.Table:
+    found = rows.group_by(["normal_uri", "normal_sha256"]).aggregate([])
+    digests = [bytes.fromhex(digest) for digest in found["normal_sha256"].to_pylist()]
+    return pa.table([found["normal_uri"], pa.array(digests, pa.binary(32))], NORMALS_SCHEMA)
 
 
 def lowest_ids(tables: Iterable[pa.Table]) -> pa.Table:
     """Of each product, defect type and mode the SCORE_SAMPLES rows of the smallest sample ids."""
-    rows = pa.concat_tables(tables).sort_by("sample_id")
+    rows = pa.concat_tables([_NO_SCORES, *tables]).sort_by("sample_id")
     taken: Counter[tuple[str, ...]] = Counter()
     keep = []
     for cell in zip(*(rows[name].to_pylist() for name in CELL), strict=True):
@@ -88,28 +78,33 @@ def lowest_ids(tables: Iterable[pa.Table]) -> pa.Table:
     return rows.filter(pa.array(keep, pa.bool_()))
 
 
-def merge_scores(
-    inspected: Sequence[Inspected], before: pa.Table | None, min_samples: int
-) -> pa.Table | None:
-    """Tonight's scores; and of cells of which too little was made tonight to compare by, the night before's."""
-    if not inspected:
-        return before
-    tonight = lowest_ids([item.scores for item in inspected])
+def merge_scores(tonight: pa.Table, before: pa.Table | None, min_samples: int) -> pa.Table:
+    """Of each cell tonight's choice of scores; the one before where tonight made none of that cell, or, by the
+    same key, too few to compare by. Both tables have, beside the columns of `Inspected.scores`, the `key` of what
+    made a sample; of a cell each has one."""
     if before is None:
         return tonight
-    counts = Counter(map(cell_of, tonight.select(CELL).to_pylist()))
-    old = set(map(cell_of, before.select(CELL).to_pylist()))
-
-    def rows(scores: pa.Table, are_wanted: Callable[[tuple[str, ...]], bool]) -> pa.Table:
-        wanted = [are_wanted(cell_of(row)) for row in scores.select(CELL).to_pylist()]
-        return scores.filter(pa.array(wanted, pa.bool_()))
-
+    counts, now, old = Counter(_cells(tonight)), _keys(tonight), _keys(before)
+    stay = {
+        cell
+        for cell, key in old.items()
+        if cell not in now or (now[cell] == key and counts[cell] < min_samples)
+    }
     return pa.concat_tables(
         [
-            rows(tonight, lambda cell: counts[cell] >= min_samples or cell not in old),
-            rows(before, lambda cell: counts[cell] < min_samples),
+            tonight.filter(pa.array([cell not in stay for cell in _cells(tonight)], pa.bool_())),
+            before.filter(pa.array([cell in stay for cell in _cells(before)], pa.bool_())),
         ]
     )
+
+
+def _cells(scores: pa.Table) -> list[tuple[str, ...]]:
+    """Each row's cell."""
+    return list(zip(*(scores[name].to_pylist() for name in CELL), strict=True))
+
+
+def _keys(scores: pa.Table) -> dict[tuple[str, ...], str]:
+    return dict(zip(_cells(scores), scores["key"].to_pylist(), strict=True))
 
 
 class Rewrite(NamedTuple):
@@ -127,8 +122,11 @@ def rewrite_file(table_uri: str, rewrite: Rewrite) -> DataFile:
     Raises:
         PromiseError: the file is not what the table's log says.
     """
-    data = storage.read(storage.join(table_uri, rewrite.path))
-    rows = pq.read_table(io.BytesIO(data), schema=SAMPLE_SCHEMA)
+    try:
+        data = storage.read(storage.join(table_uri, rewrite.path))
+        rows = pq.read_table(io.BytesIO(data), schema=SAMPLE_SCHEMA)
+    except (storage.ObjectMissingError, pa.ArrowException):
+        rows = SAMPLE_SCHEMA.empty_table()
     if len(rows) != rewrite.num_samples:
         raise PromiseError(
             f"{table_uri}/{rewrite.path}: holds {len(rows):,} samples, and the table's log says "

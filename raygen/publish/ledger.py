@@ -16,7 +16,13 @@ _RETRY = ("missing", "changed", "unreadable")
 night looks at it again."""
 
 
-def next_ledger(table_uri: str, night: Night, manifest: Manifest | None, files: Collection[str]) -> pa.Table:
+def next_ledger(
+    table_uri: str,
+    night: Night,
+    manifest: Manifest | None,
+    files: Collection[str],
+    normals: pa.Table,
+) -> pa.Table:
     """The ledger after a night: the normals that stay, and those of its run.
 
     Args:
@@ -24,18 +30,24 @@ def next_ledger(table_uri: str, night: Night, manifest: Manifest | None, files: 
         night: what was to be done.
         manifest: of its run; None if nothing was to be generated.
         files: those that the night adds to the table; a file without samples is not among them.
+        normals: `uri` and `sha256` of the normals of which it made samples.
     """
     kept = read_ledger(storage.join(table_uri, night.folder, "kept.parquet"))
     if night.rewritten:
         moved = {path: target if target in files else None for path, target in night.rewritten.items()}
         paths = [moved.get(path, path) for path in kept["file"].to_pylist()]
-        kept = kept.set_column(4, LEDGER_SCHEMA.field("file"), pa.array(paths, pa.string()))
+        place = LEDGER_SCHEMA.get_field_index("file")
+        kept = kept.set_column(place, LEDGER_SCHEMA.field("file"), pa.array(paths, pa.string()))
     if manifest is None:
         return kept
-    return pa.concat_tables([kept, _made(storage.join(table_uri, night.run), night, manifest, files)])
+    return pa.concat_tables(
+        [kept, _made(storage.join(table_uri, night.run), night, manifest, files, normals)]
+    )
 
 
-def _made(output_uri: str, night: Night, manifest: Manifest, files: Collection[str]) -> pa.Table:
+def _made(
+    output_uri: str, night: Night, manifest: Manifest, files: Collection[str], normals: pa.Table
+) -> pa.Table:
     """Ledger rows of the run's normals."""
     run = read_run(output_uri)
     assert run is not None
@@ -45,7 +57,16 @@ def _made(output_uri: str, night: Night, manifest: Manifest, files: Collection[s
     paths = [f"{night.run}/{stats.file}" for stats in manifest.shards]  # by the shards' numbers
     file = pa.array([path if path in files else None for path in paths], pa.string()).take(plan["shard"])
     file = pc.if_else(pc.is_in(plan["uri"], value_set=useless), pa.scalar(None, pa.string()), file)
-    columns = [plan["uri"], plan["product"], plan["etag"], by_product(plan["product"], night.keys), file]
+    content = normals["sha256"].combine_chunks()
+    sha256 = content.take(pc.index_in(plan["uri"], value_set=normals["uri"].combine_chunks()))
+    columns = [
+        plan["uri"],
+        plan["product"],
+        plan["etag"],
+        by_product(plan["product"], night.keys),
+        file,
+        sha256,
+    ]
     return pa.table(columns, LEDGER_SCHEMA).filter(pc.invert(pc.is_in(plan["uri"], value_set=again)))
 
 

@@ -38,6 +38,7 @@ LEDGER_SCHEMA = pa.schema(
         *POOL_SCHEMA,
         ("key", pa.string()),  # of checkpoint and recipe, see `keys_of`
         ("file", pa.string()),  # of the table, with its samples; null for a normal of no use, which has none
+        ("sha256", pa.binary(32)),  # of its bytes; null where it has no samples
     ]
 )
 """A normal that was worked on, one row each."""

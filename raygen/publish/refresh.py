@@ -3,15 +3,14 @@
 `raygen.publish.state` says what stands where.
 """
 
-import functools
 import hashlib
 import io
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,13 +24,22 @@ from raygen.errors import PromiseError
 from raygen.generate.config import GenerateConfig
 from raygen.generate.plan import choose_requests
 from raygen.publish.arrow import pc
-from raygen.publish.audit import Finding, audit_plan, audit_samples, read_blocklist
+from raygen.publish.audit import Finding, audit_normals, audit_plan, audit_samples, read_blocklist
 from raygen.publish.config import RefreshConfig
-from raygen.publish.files import blocked_normals, merge_scores
+from raygen.publish.files import lowest_ids, merge_scores
 from raygen.publish.lease import Lease
 from raygen.publish.ledger import next_ledger
-from raygen.publish.night import LEDGER_SCHEMA, Change, Counts, compare, keys_of, list_pool, read_ledger
-from raygen.publish.report import RefreshReport, compare_reports, describe, night_report
+from raygen.publish.night import (
+    LEDGER_SCHEMA,
+    Change,
+    Counts,
+    by_product,
+    compare,
+    keys_of,
+    list_pool,
+    read_ledger,
+)
+from raygen.publish.report import RefreshReport, Status, compare_reports, describe, night_report
 from raygen.publish.state import (
     LEASE,
     MARK,
@@ -45,7 +53,7 @@ from raygen.publish.state import (
     pending_night,
     put_table,
 )
-from raygen.publish.table import Publication, PublishedTable, answering, create_table, open_table
+from raygen.publish.table import Publication, PublishedTable, create_table, open_table
 from raygen.publish.work import Clock, Made, Work, make_night
 from raygen.records import digest
 
@@ -74,6 +82,8 @@ def refresh(
         LeaseError: another refresh works on the table.
     """
     checkpoint = load_checkpoint(config.checkpoint)
+    # From here on the very one: what is the best of a training may change while the night is under way.
+    config = config.model_copy(update={"checkpoint": checkpoint.uri})
     choose_requests(_recipe(config), checkpoint)
     blocklist = read_blocklist(config.audit.blocklist)
     check_writable(config.table)
@@ -81,8 +91,7 @@ def refresh(
         from raygen.publish.on_ray import OnRay  # here, so that a refusal or a no-op costs no start of Ray
 
         work = OnRay()
-    lease = Lease(storage.join(config.table, LEASE), config.lease_seconds)
-    with answering(config.table), lease:
+    with Lease(storage.join(config.table, LEASE), config.lease_seconds) as lease:
         reached("leased")
         return _Refresh(config, checkpoint, blocklist, lease, work, say, reached).run()
 
@@ -91,8 +100,7 @@ def dry_run(config: RefreshConfig, say: Say = print) -> None:
     """Says what `refresh` would do; writes nothing."""
     checkpoint = load_checkpoint(config.checkpoint)
     say(config.model_dump_json(indent=2))
-    with answering(config.table):
-        table = open_table(config.table)
+    table = open_table(config.table)
     read_blocklist(config.audit.blocklist)
     _, change = _look(config, checkpoint, table)
     counts, requests = change.counts, choose_requests(_recipe(config), checkpoint)
@@ -128,6 +136,11 @@ class _Refresh:
     say: Say
     reached: Callable[[str], None]
 
+    def proceed(self, step: str) -> None:
+        """A step before the commit is done: goes on if the lease is still ours."""
+        self.lease.check()
+        self.reached(step)
+
     def run(self) -> RefreshReport:
         report = None
         for _ in range(_MAX_ROUNDS):
@@ -158,7 +171,7 @@ class _Refresh:
         night = pending_night(self.config.table)
         if night is None:
             return None
-        if night.id in {publication.night for publication in table.versions().values()}:
+        if table.has_published(night.id):
             self._finish(night)  # the commit was its last deed
             return None
         recipe = _recipe(self.config)
@@ -179,11 +192,10 @@ class _Refresh:
         """
         keys, change = _look(self.config, self.checkpoint, table)
         if not change.counts.work and not change.counts.removed:
-            if self.blocklist and (blocked := sorted(self._blocked_of(change.kept))):
-                raise PromiseError(
-                    f"audit: blocklist: {len(blocked):,} normals of the table are on it ({blocked[0]} …); take "
-                    "them out of the pool, and run the same command again"
-                )
+            finding = audit_normals(self.blocklist, [change.kept])
+            if not finding.passed:
+                report = self._report(table, "audit failed", change.counts)
+                self._refuse(report.model_copy(update={"audit": (finding,)}))
             return None, change.counts
         recipe = _digest_of(_recipe(self.config))
         parts = [str(table.version), self.checkpoint.digest, recipe, *keys.values(), self.config.policy]
@@ -212,7 +224,7 @@ class _Refresh:
         storage.put(self._uri(night, "night.json"), night.model_dump_json(indent=1).encode())
         self.lease.check()
         storage.put(storage.join(self.config.table, PENDING), night.id.encode())
-        self.reached("frozen")
+        self.proceed("frozen")
         return night, change.counts
 
     def _carry_out(
@@ -238,9 +250,11 @@ class _Refresh:
         )
         report = report.model_copy(update={"since": compare_reports(report, self._last_report(table))})
         if not _all_pass(findings):
-            self._refuse(table, night, report, made)
-        self.reached("audited")
-        ledger = next_ledger(self.config.table, night, made.manifest, {file.path for file in added})
+            refused = {"status": "audit failed", "version": table.version}
+            self._refuse(report.model_copy(update=refused), night, made)
+        self.proceed("audited")
+        paths = {file.path for file in added}
+        ledger = next_ledger(self.config.table, night, made.manifest, paths, made.normals())
         if not added and not night.removed and len(ledger) == night.counts.kept:
             self._give_up(night, made)  # all that was new could not be read: the next night looks again
             return None
@@ -249,8 +263,7 @@ class _Refresh:
         publication = Publication(
             night=night.id, ledger=f"{night.folder}/ledger.parquet", content=table.version + 1
         )
-        self.reached("recorded")
-        self.lease.check()
+        self.proceed("recorded")
         table.commit(publication, added, night.removed)
         self.reached("committed")
         self._finish(night)
@@ -266,42 +279,23 @@ class _Refresh:
         made = Made()
         if _all_pass(findings):
             try:
-                made = make_night(
-                    self.config, night, held, self.blocklist, self.work, self.say, self.reached, clock
-                )
-            except PromiseError:
-                self._give_up(night, made)
-                raise
-            before = self._scores_before(table)
-            if (scores := merge_scores(made.inspected, before, rules.min_samples)) is not None:
-                put_table(self._uri(night, "scores.parquet"), scores)
-            findings += audit_samples(
-                rules,
-                night.counts,
-                made.manifest,
-                self._num_requests(night),
-                made.inspected,
-                before,
-                self._blocked(night, made),
-            )
+                made = make_night(self.config, night, held, self.work, self.say, self.proceed, clock)
+            except PromiseError as error:
+                return made, [*findings, Finding(rule="work", passed=False, figures=str(error))]
+            before, scores = self._scores_before(table), self._scores(night, made)
+            put_table(self._uri(night, "scores.parquet"), merge_scores(scores, before, rules.min_samples))
+            requests, inspected = self._num_requests(night), made.inspected
+            findings += audit_samples(rules, night.counts, made.manifest, requests, inspected, scores, before)
+            if rules.blocklist is not None:
+                kept = read_ledger(self._uri(night, "kept.parquet"))
+                findings.append(audit_normals(self.blocklist, [made.normals(), kept]))
         clock.stop("audit")
         return made, findings
 
-    def _blocked(self, night: Night, made: Made) -> list[str]:
-        """The normals on the blocklist, of tonight and of those that stay."""
-        if self.config.audit.blocklist is None:
-            return []
-        tonight = {uri for item in made.inspected for uri in item.blocked}
-        kept = read_ledger(self._uri(night, "kept.parquet"))
-        return sorted(tonight | self._blocked_of(kept))
-
-    def _blocked_of(self, kept: pa.Table) -> set[str]:
-        """Those of a ledger's normals that are on the blocklist."""
-        look = functools.partial(blocked_normals, self.config.table, self.blocklist)
-        with ThreadPoolExecutor(16) as threads:  # two narrow columns of each file
-            found = threads.map(look, pc.unique(kept["file"]).drop_null().to_pylist())
-            uris = pa.array([uri for uris in found for uri in uris], pa.string())
-        return set(kept["uri"].filter(pc.is_in(kept["uri"], value_set=uris)).to_pylist())
+    def _scores(self, night: Night, made: Made) -> pa.Table:
+        """A choice of tonight's scores, with the key of what made each sample."""
+        scores = lowest_ids([item.scores for item in made.inspected])
+        return scores.append_column("key", by_product(scores["product"], night.keys))
 
     def _num_requests(self, night: Night) -> int:
         run = read_run(storage.join(self.config.table, night.run))
@@ -319,8 +313,14 @@ class _Refresh:
             return None
 
     def _nothing(self, table: PublishedTable, counts: Counts) -> RefreshReport:
-        report = RefreshReport(
-            status="nothing to do",
+        report = self._report(table, "nothing to do", counts)
+        storage.put(storage.join(self.config.table, REPORT), report.model_dump_json(indent=1).encode())
+        return report
+
+    def _report(self, table: PublishedTable, status: Status, counts: Counts) -> RefreshReport:
+        """The report of a night that made nothing."""
+        return RefreshReport(
+            status=status,
             table=self.config.table,
             night=None,
             version=table.version,
@@ -329,8 +329,6 @@ class _Refresh:
             counts=counts,
             started=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        storage.put(storage.join(self.config.table, REPORT), report.model_dump_json(indent=1).encode())
-        return report
 
     def _last_report(self, table: PublishedTable) -> RefreshReport | None:
         """The report of the night published before."""
@@ -343,20 +341,24 @@ class _Refresh:
         except (storage.ObjectMissingError, ValidationError):
             return None
 
-    def _refuse(self, table: PublishedTable, night: Night, report: RefreshReport, made: Made) -> None:
-        """Raises PromiseError for an audit that failed; the night is over."""
-        report = report.model_copy(update={"status": "audit failed", "version": table.version})
+    def _refuse(
+        self, report: RefreshReport, night: Night | None = None, made: Made | None = None
+    ) -> NoReturn:
+        """Leaves the report of an audit that failed, and raises its PromiseError; the night is over."""
+        self.lease.check()
         data = report.model_dump_json(indent=1).encode()
-        storage.put(self._uri(night, "refresh.json"), data)
         storage.put(storage.join(self.config.table, REPORT), data)
-        self._give_up(night, made)
+        look = ""
+        if night is not None and made is not None:
+            storage.put(self._uri(night, "refresh.json"), data)
+            self._give_up(night, made)
+            look = f"look at {storage.join(self.config.table, night.run)}, "
         for line in describe(report):
             self.say(line)
         failed = next(finding for finding in report.audit if not finding.passed)
         raise PromiseError(
             f"audit: {failed.rule}: {failed.figures}; nothing was published, {self.config.table} stays at version "
-            f"{report.version}; look at {storage.join(self.config.table, night.run)}, mend the pool, the "
-            "checkpoint or the rule, and run the same command again"
+            f"{report.version}; {look}mend the pool, the checkpoint or the rule, and run the same command again"
         )
 
     def _give_up(self, night: Night, made: Made) -> None:
@@ -384,7 +386,7 @@ class _Refresh:
         nights = all_nights(self.config.table)
         stale = {name for name in nights if not nights[name] and int(name.split("-")[0]) <= table.version}
         if stale:  # the mark may be missing: look at the log, and at the files
-            stale -= {publication.night for publication in table.versions().values()}
+            stale -= set(filter(table.has_published, stale))
             stale -= {night for night in map(night_of, table.files()) if night}
         for night in sorted(stale):
             delete_night(self.config.table, night)

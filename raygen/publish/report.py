@@ -13,6 +13,8 @@ from raygen.publish.state import Night
 from raygen.publish.table import DataFile
 from raygen.show import duration
 
+Status = Literal["published", "nothing to do", "audit failed"]
+
 
 class Since(BaseModel):
     """Tonight less the night published before."""
@@ -30,7 +32,7 @@ class RefreshReport(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    status: Literal["published", "nothing to do", "audit failed"]
+    status: Status
     table: str
     night: str | None  # its id; null if there was nothing to do
     version: int  # of the table, after all

@@ -4,15 +4,16 @@ A version's files are Parquet shards that stand in the table's folder already (`
 sample, only the log entry that adds some files and removes others, all at once. A reader sees a version, whole.
 
 Each entry carries, beside its actions, a `Publication` (which night it is, which ledger tells its normals), and
-the application transaction `raygen-refresh` at its own version. It is written for one version, or not at all: a
-refresh that planned on a version which is no longer the latest cannot commit, whoever holds which lease.
+the night's id as an application transaction, by which a night that was published is known for ever. It is written
+for one version, or not at all: a refresh that planned on a version which is no longer the latest cannot commit,
+whoever holds which lease.
 """
 
+import functools
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction
@@ -24,7 +25,6 @@ from raygen import storage
 from raygen.errors import LeaseError, UserError
 from raygen.records import SAMPLE_SCHEMA
 
-_APP = "raygen-refresh"
 _KEY = "raygen"  # of the Publication among an entry's own words
 _CONFIGURATION = {"delta.enableExpiredLogCleanup": "false"}
 # An entry says whose version it is, and must not be lost; it is small, and `vacuum` bounds the data.
@@ -53,6 +53,29 @@ class DataFile(NamedTuple):
     greatest: Mapping[str, Any]
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _answered(ask: Callable[P, R]) -> Callable[P, R]:
+    """Turns what the library says of a storage that does not answer, or of a log that it cannot read, into one
+    line: a UserError, and a `StorageUnavailableError` if time may mend it."""
+
+    @functools.wraps(ask)
+    def ask_or_say(*args: P.args, **options: P.kwargs) -> R:
+        uri = args[0].uri if isinstance(args[0], PublishedTable) else args[0]
+        try:
+            return ask(*args, **options)
+        except OSError as error:
+            raise storage.StorageUnavailableError(
+                f"table {uri}: {_line(error)}; check AWS_ENDPOINT_URL, or run the same command again later"
+            ) from error
+        except DeltaError as error:
+            raise UserError(f"table {uri}: {_line(error)}; check the URI and the permissions") from error
+
+    return ask_or_say
+
+
 class PublishedTable:
     """A table at its latest version when it was opened."""
 
@@ -64,6 +87,7 @@ class PublishedTable:
     def version(self) -> int:
         return self._delta.version()
 
+    @_answered
     def publication(self) -> Publication | None:
         """What this version is; None for a table that was just created.
 
@@ -89,6 +113,7 @@ class PublishedTable:
                     return entry
         raise UserError(f"{self.uri}: its log says nothing but that it was cleaned up; name another folder")
 
+    @_answered
     def versions(self) -> dict[int, Publication]:
         """The versions that raygen published; the oldest may be left out."""
         return {
@@ -97,11 +122,18 @@ class PublishedTable:
             if _KEY in entry
         }
 
+    @_answered
+    def has_published(self, night: str) -> bool:
+        """Whether a version of this table is, or was, this night's."""
+        return self._delta.transaction_version(night) is not None
+
+    @_answered
     def files(self) -> dict[str, int]:
         """This version's files: path -> samples."""
         actions = pa.table(self._delta.get_add_actions(flatten=True))
         return dict(zip(actions["path"].to_pylist(), actions["num_records"].to_pylist(), strict=True))
 
+    @_answered
     def commit(
         self, publication: Publication, added: Sequence[DataFile], removed: Iterable[str]
     ) -> "PublishedTable":
@@ -133,6 +165,7 @@ class PublishedTable:
             return self._outrun(version, publication, error)
         return PublishedTable(self.uri, _load(self.uri, version))
 
+    @_answered
     def restore(self, target: int, publication: Publication) -> "PublishedTable":
         """Publishes the content of an older version as the next one.
 
@@ -149,6 +182,7 @@ class PublishedTable:
             raise UserError(f"{self.uri}: version {target} cannot be restored: {error}") from None
         return PublishedTable(self.uri, _load(self.uri, version))
 
+    @_answered
     def recent(self, count: int, hours: float) -> dict[int, Publication]:
         """The last `count` versions that raygen published, and those that were the latest at any time in the last
         `hours`; always with what the table shows now."""
@@ -161,6 +195,7 @@ class PublishedTable:
             version: ours[version] for version in ours if version in young or version in list(ours)[-count:]
         }
 
+    @_answered
     def files_of(self, version: int) -> set[str]:
         """The files of another version."""
         return set(PublishedTable(self.uri, _load(self.uri, version)).files())
@@ -170,7 +205,7 @@ class PublishedTable:
             custom_metadata={_KEY: publication.model_dump()},
             # None: the library would move on to the next free version, above work that this one has not seen.
             max_commit_retries=0,
-            app_transactions=[Transaction(_APP, self.version + 1)],
+            app_transactions=[Transaction(publication.night, self.version + 1)],
         )
 
     def _outrun(self, version: int, publication: Publication, error: Exception) -> "PublishedTable":
@@ -185,6 +220,7 @@ class PublishedTable:
         ) from error
 
 
+@_answered
 def open_table(uri: str) -> PublishedTable | None:
     """The table of this folder at its latest version, if there is one.
 
@@ -203,6 +239,7 @@ def open_table(uri: str) -> PublishedTable | None:
     return PublishedTable(uri, delta)
 
 
+@_answered
 def create_table(uri: str) -> PublishedTable:
     """Creates an empty table, version 0; of two that try at once, one does, and both have it."""
     try:
@@ -222,23 +259,6 @@ def create_table(uri: str) -> PublishedTable:
     table = open_table(uri)
     assert table is not None
     return table
-
-
-@contextmanager
-def answering(uri: str) -> Iterator[None]:
-    """Turns what the library says of a storage that does not answer, or a log that it cannot read, into one line.
-
-    Raises:
-        UserError: the table cannot be read or written; a `StorageUnavailableError` if time may mend it.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise storage.StorageUnavailableError(
-            f"table {uri}: {_line(error)}; check AWS_ENDPOINT_URL, or run the same command again later"
-        ) from error
-    except DeltaError as error:
-        raise UserError(f"table {uri}: {_line(error)}; check the URI and the permissions") from error
 
 
 def _load(uri: str, version: int | None = None) -> DeltaTable:

@@ -15,7 +15,7 @@ from raygen.publish.state import (
     night_of,
     pending_night,
 )
-from raygen.publish.table import PublishedTable, answering
+from raygen.publish.table import PublishedTable
 
 _BATCH = 1_000  # files that are deleted on one word of the lease
 
@@ -25,10 +25,9 @@ Say = Callable[[str], None]
 @contextmanager
 def _held(table_uri: str, lease_seconds: float) -> Iterator[tuple[Lease, PublishedTable]]:
     """A table that is there, with its lease."""
-    with answering(table_uri):
-        existing_table(table_uri)
-        with Lease(storage.join(table_uri, LEASE), lease_seconds) as lease:
-            yield lease, existing_table(table_uri)
+    existing_table(table_uri)
+    with Lease(storage.join(table_uri, LEASE), lease_seconds) as lease:
+        yield lease, existing_table(table_uri)
 
 
 def rollback(table_uri: str, to: int | None = None, say: Say = print, lease_seconds: float = 60.0) -> int:

@@ -11,13 +11,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raygen import storage
-from raygen.data.runs import Manifest, ShardStats, done_shards
-from raygen.errors import PromiseError
+from raygen.data.runs import Manifest, ShardStats, done_shards, read_run
+from raygen.errors import RejectsError, UserError
 from raygen.generate.config import GenerateConfig
 from raygen.generate.plan import roi_uri
 from raygen.publish.arrow import pc
 from raygen.publish.config import RefreshConfig
-from raygen.publish.files import SCORE_SAMPLES, Inspected, Rewrite, inspect_file, rewrite_file
+from raygen.publish.files import (
+    NORMALS_SCHEMA,
+    SCORE_SAMPLES,
+    Inspected,
+    Rewrite,
+    inspect_file,
+    rewrite_file,
+)
 from raygen.publish.night import read_ledger
 from raygen.publish.state import Night
 from raygen.publish.table import DataFile
@@ -59,6 +66,10 @@ class Made(NamedTuple):
     inspected: Sequence[Inspected] = ()
     num_new: int = 0  # samples made by this attempt; an earlier one may have made others
 
+    def normals(self) -> pa.Table:
+        """Those that samples were made of, with the SHA-256 of their bytes."""
+        return pa.concat_tables([NORMALS_SCHEMA.empty_table(), *(item.normals for item in self.inspected)])
+
     def images_per_second(self, seconds: Mapping[str, float]) -> float | None:
         return round(self.num_new / seconds["generate"], 2) if self.num_new else None
 
@@ -67,7 +78,6 @@ def make_night(
     config: RefreshConfig,
     night: Night,
     held: Mapping[str, int],
-    blocklist: frozenset[str],
     work: Work,
     say: Say,
     reached: Callable[[str], None],
@@ -79,7 +89,6 @@ def make_night(
         config: the recipe.
         night: what is to be done.
         held: the table's files, and their samples.
-        blocklist: SHA-256 of images that must not be among the normals.
         work: who does it.
         say: takes each line for the user.
         reached: is told each step that is done.
@@ -87,6 +96,7 @@ def make_night(
 
     Raises:
         PromiseError: more normals are bad than allowed, or a published file is not what the log says.
+        UserError: the checkpoint is another than the night was planned with.
     """
     with work.connected():
         made = _generate(config, night, work, say) if night.counts.work else Made()
@@ -99,7 +109,7 @@ def make_night(
         reached("rewritten")
         shards = made.manifest.shards if made.manifest else ()
         share = min(1.0, _MAX_SCORES / max(1, sum(stats.num_samples for stats in shards)))
-        inspect = functools.partial(_inspect, config.table, night.run, blocklist, share)
+        inspect = functools.partial(_inspect, config.table, night.run, share)
         return made._replace(rewritten=rewritten, inspected=work.map(inspect, shards))
 
 
@@ -119,11 +129,17 @@ def _generate(config: RefreshConfig, night: Night, work: Work, say: Say) -> Made
     done = done_shards(output)
     try:
         manifest = work.generate(recipe, say)
-    except PromiseError as error:
-        raise PromiseError(
+    except RejectsError as error:
+        raise RejectsError(
             f"{error} (max_reject_rate is of the pool in the recipe, here {rate:.3g} of a night of "
-            f"{night.counts.work:,} normals; nothing was published)"
+            f"{night.counts.work:,} normals)"
         ) from None
+    run = read_run(output)
+    if run is None or run.checkpoint != night.checkpoint:
+        raise UserError(
+            f"checkpoint {config.checkpoint}: was written anew while the night was under way; nothing was "
+            "published; run the same command again"
+        )
     return Made(
         manifest, num_new=sum(stats.num_samples for stats in manifest.shards if stats.shard not in done)
     )
@@ -141,7 +157,5 @@ def _rewrites(table_uri: str, night: Night, held: Mapping[str, int]) -> list[Rew
     return [Rewrite(path, night.rewritten[path], held[path], uris) for path, uris in of_file.items()]
 
 
-def _inspect(
-    table_uri: str, run: str, blocklist: frozenset[str], share: float, stats: ShardStats
-) -> Inspected:
-    return inspect_file(table_uri, f"{run}/{stats.file}", stats, blocklist, share)
+def _inspect(table_uri: str, run: str, share: float, stats: ShardStats) -> Inspected:
+    return inspect_file(table_uri, f"{run}/{stats.file}", stats, share)

@@ -60,6 +60,7 @@ def prepare(num_normals: int, folder: Path) -> None:
             pa.array(
                 [f"runs/000001-a/shards/{n // NORMALS_PER_SHARD:05d}.parquet" for n in range(num_normals)]
             ),
+            pa.array([n.to_bytes(32) for n in range(num_normals)], pa.binary(32)),
         ]
         ledger = "_refresh/000001-a/ledger.parquet"
         storage.put(f"{config.table}/{ledger}", parquet_bytes(pa.table(columns, LEDGER_SCHEMA)))
