@@ -18,7 +18,7 @@ from raygen.demo import CHECKPOINT
 from raygen.errors import UserError
 from raygen.evaluate.classifier import Classifier, GradientReversal, augment, domain_head
 from raygen.evaluate.config import DownstreamConfig, EvaluateConfig
-from raygen.evaluate.distances import ALL, plan_comparisons
+from raygen.evaluate.distances import ALL, Distance, plan_comparisons
 from raygen.evaluate.downstream import DownstreamData, Fit, Photos, Synthetic, assemble, plan_fits, run_fit
 from raygen.evaluate.features import Lite0Features, PerceptualLite0, extract, perceptual_vector
 from raygen.evaluate.job import Evaluation, dry_run
@@ -627,22 +627,77 @@ def test_the_verdict_says_what_the_figures_say(mix: list[float], words: str) -> 
     assert "The paper on SDI: −18 %" in line
 
 
+def distance_of(run: str | None, what: Any, kid: float, product: str = "all") -> Distance:
+    return Distance(
+        run=run,
+        product=product,
+        defect_type="all",
+        what=what,
+        num_images=10,
+        num_real=10,
+        frechet=100 * kid,
+        kid=kid,
+        kid_std=0.0,
+        precision=None,
+        recall=None,
+        copy_rate=None,
+    )
+
+
+def test_the_verdict_on_distances_is_of_the_first_run_also_without_a_mix() -> None:
+    floors = [distance_of(None, "test", 0.01), distance_of(None, "normal", 0.1)]
+    mine = [distance_of("ours", "latent", 0.2)]
+    other = [distance_of("star", "latent", 0.4), distance_of("star", "mix", 0.05)]
+    names = {"frechet": "FD", "kid": "KID"}
+    lines = verdict([*floors, *mine, distance_of("ours", "latent", 0.9, product="A")], [], names)
+    assert lines[0] == "KID: 0.2000 of ours (latent), 0.0100 of held-out real defects, the floor."
+    assert lines[1].startswith("ours (latent) is farther from the real defects than normals are")
+    assert len(verdict([*floors, *mine, *other], [], names)) == 2, "a mode and a mix are not compared"
+    (line, *_) = verdict([*floors, *mine, other[0]], [], names)
+    assert line.startswith("Distance: FD 20.00 of ours (latent) against 40.00 of star (latent)")
+    assert ": −50 %; KID" in line
+
+
+def test_every_cell_has_its_plot() -> None:
+    from matplotlib.figure import Figure
+
+    cells = [(product, kind) for kind in ("all", "spots") for product in ("all", "A", "B")]
+    rows = [
+        distance_of(run, what, 0.1, product).model_copy(update={"defect_type": kind})
+        for product, kind in cells
+        if (product, kind) != ("B", "spots")
+        for run, what in ((None, "test"), ("ours", "mix"))
+    ]
+    metrics = metrics_of(distances=tuple(rows))
+    drawn: list[Figure] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raygen.evaluate.report._png", lambda figure: drawn.append(figure) or b"png")
+        render(metrics, {})
+    titles = [axis.get_title() for axis in drawn[0].axes if axis.get_visible()]
+    assert titles == [f"{product}, {kind}" for product, kind in cells if (product, kind) != ("B", "spots")]
+
+
+def metrics_of(**changes: Any) -> Metrics:
+    values: dict[str, Any] = {
+        "names": {"frechet": "FD-Lite0", "kid": "KID-Lite0", "clustered": "clustered LPIPS-Lite0"},
+        "products": ("A",),
+        "defect_types": ("spots",),
+        "photos": {"train": {"A/normal": 3}},
+        "runs": {},
+        "distances": (),
+        "downstream": (),
+        "verdict": (),
+        "caveats": (),
+        "settings": {"seed": 0},
+    }
+    return Metrics(**{**values, **changes})
+
+
 def test_the_report_is_one_page_and_its_metrics_keep_their_schema() -> None:
     import jsonschema
 
     downstream = downstream_of(no_aug=[0.2, 0.3], trad_aug=[0.1, 0.2], mix=[0.1, 0.15])
-    metrics = Metrics(
-        names={"frechet": "FD-Lite0", "kid": "KID-Lite0", "clustered": "clustered LPIPS-Lite0"},
-        products=("A",),
-        defect_types=("spots",),
-        photos={"train": {"A/normal": 3}},
-        runs={},
-        distances=(),
-        downstream=downstream,
-        verdict=("worse <than> nothing",),
-        caveats=(),
-        settings={"seed": 0},
-    )
+    metrics = metrics_of(downstream=downstream, verdict=("worse <than> nothing",))
     page = render(metrics, {"spots": images.encode_png(np.zeros((8, 8, 1), np.uint8))})
     assert "worse &lt;than&gt; nothing" in page
     assert "15.00 ± 7.07" in page

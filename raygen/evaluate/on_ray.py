@@ -1,7 +1,7 @@
 """The evaluation on Ray: features through an actor pool, then many small computations side by side.
 
 Features are streamed by shard and kept by the digests of shard and extractor: the driver sees those that it
-asks for, and another evaluation of the same run extracts nothing."""
+asks for, and an evaluation that goes on extracts nothing twice."""
 
 import functools
 import io

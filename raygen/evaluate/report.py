@@ -97,23 +97,23 @@ def _sum_group(fit: Fit, group: Sequence[FitResult]) -> Downstream:
 def verdict(
     distances: Sequence[Distance], downstream: Sequence[Downstream], names: Mapping[str, str]
 ) -> list[str]:
-    """What the figures say of the mix (or, where there is none, of the modes) and all products together: a line
-    each, good or bad, beside the paper's own gains."""
+    """What the figures say of the mix (of a run without one: of its modes) and all products together: a line each,
+    good or bad, beside the paper's own gains."""
     lines = []
-    mixes = _widest([row for row in distances if row.what == "mix"])
+    runs = _mixes(distances)
     floors = {(row.product, row.defect_type, row.what): row for row in distances if row.run is None}
-    for other in mixes[1:]:
-        lines.append(_compare_distances(mixes[0], other, names))
-    for row in mixes[:1]:
-        if floor := floors.get((row.product, row.defect_type, "test")):
+    for ours in runs[0] if runs else ():
+        for other in (row for rows in runs[1:] for row in rows if row.what == ours.what):
+            lines.append(_compare_distances(ours, other, names))
+        if floor := floors.get((ours.product, ours.defect_type, "test")):
             lines.append(
-                f"{names['kid']}: {row.kid:.4f} of {row.run}'s mix, {floor.kid:.4f} of held-out real defects, the "
+                f"{names['kid']}: {ours.kid:.4f} of {_whose(ours)}, {floor.kid:.4f} of held-out real defects, the "
                 "floor."
             )
-        nothing = floors[row.product, row.defect_type, "normal"]
-        word = "farther from" if row.kid > nothing.kid else "closer to"
+        nothing = floors[ours.product, ours.defect_type, "normal"]
+        word = "farther from" if ours.kid > nothing.kid else "closer to"
         lines.append(
-            f"{row.run}'s mix is {word} the real defects than normals are, which have no defect at all "
+            f"{_whose(ours)} is {word} the real defects than normals are, which have no defect at all "
             f"({names['kid']} {nothing.kid:.4f})."
         )
     scopes = [row.scope for row in downstream]
@@ -145,18 +145,27 @@ def _single_products(general: Downstream, downstream: Sequence[Downstream]) -> l
     return [f"{general.run}, {general.condition}, single products: {'; '.join(changes)}."] if changes else []
 
 
-def _widest(rows: Sequence[Distance]) -> list[Distance]:
-    """Those of the most products and types together, one a run."""
+def _mixes(distances: Sequence[Distance]) -> list[list[Distance]]:
+    """For each run its row of the most products and types together: of its mix, or, without one, of each mode."""
+    rows = [row for row in distances if row.run is not None]
     if not rows:
         return []
-    first = rows[0]  # the table begins with them
-    return [row for row in rows if (row.product, row.defect_type) == (first.product, first.defect_type)]
+    widest = (rows[0].product, rows[0].defect_type)  # the table begins with them
+    whole: dict[str | None, list[Distance]] = {row.run: [] for row in rows}
+    for row in rows:
+        if (row.product, row.defect_type) == widest:
+            whole[row.run].append(row)
+    return [[row for row in own if row.what == "mix"] or own for own in whole.values()]
+
+
+def _whose(row: Distance) -> str:
+    return f"{row.run} ({row.what})"
 
 
 def _compare_distances(ours: Distance, other: Distance, names: Mapping[str, str]) -> str:
     line = (
-        f"Distance of the mix: {names['frechet']} {ours.frechet:.2f} of {ours.run} against {other.frechet:.2f} of "
-        f"{other.run}: {_change(ours.frechet, other.frechet)}; {names['kid']} {ours.kid:.4f} against "
+        f"Distance: {names['frechet']} {ours.frechet:.2f} of {_whose(ours)} against {other.frechet:.2f} of "
+        f"{_whose(other)}: {_change(ours.frechet, other.frechet)}; {names['kid']} {ours.kid:.4f} against "
         f"{other.kid:.4f}: {_change(ours.kid, other.kid)}. "
         "(The paper on SDI, DT-GAN against StarGAN v2: FID −21 %, KID −31 %.)"
     )
@@ -272,30 +281,36 @@ def _plot_errors(metrics: Metrics) -> bytes | None:
 
 
 def _plot_distances(metrics: Metrics) -> bytes | None:
-    """The kernel distance of every cell, with the standard deviation over subsets."""
-    products = list(dict.fromkeys(row.product for row in metrics.distances if row.defect_type == ALL))
-    products = products or list(dict.fromkeys(row.product for row in metrics.distances))
+    """The kernel distance of every cell, with the standard deviation over subsets: a column for each product, a
+    row for each defect type."""
+    products = list(dict.fromkeys(row.product for row in metrics.distances))
+    defect_types = list(dict.fromkeys(row.defect_type for row in metrics.distances))
     if not products:
         return None
-    figure, axes = _figure(len(products))
-    for axis, product in zip(axes, products, strict=True):
-        kinds = {row.defect_type for row in metrics.distances if row.product == product}
-        kind = ALL if ALL in kinds else min(kinds)
-        rows = [row for row in metrics.distances if (row.product, row.defect_type) == (product, kind)]
+    num_bars = max(len(_of_cell(metrics, product, kind)) for product in products for kind in defect_types)
+    figure, axes = _figure(len(products), len(defect_types), height=1.1 + 0.24 * num_bars)
+    places = [(product, kind) for kind in defect_types for product in products]
+    for axis, (product, kind) in zip(axes, places, strict=True):
+        rows = _of_cell(metrics, product, kind)
+        axis.set_visible(bool(rows))
         labels = [f"{row.run}: {row.what}" if row.run else f"real: {row.what}" for row in rows]
         colours = ["#999999" if row.run is None else "#2a6f97" for row in rows]
         axis.barh(labels, [row.kid for row in rows], xerr=[row.kid_std for row in rows], color=colours)
         axis.invert_yaxis()
-        axis.set(title=product, xlabel=metrics.names["kid"])
+        axis.set(title=f"{product}, {kind}", xlabel=metrics.names["kid"])
     return _png(figure)
 
 
-def _figure(columns: int) -> tuple[Any, list[Any]]:
+def _of_cell(metrics: Metrics, product: str, defect_type: str) -> list[Distance]:
+    return [row for row in metrics.distances if (row.product, row.defect_type) == (product, defect_type)]
+
+
+def _figure(columns: int, rows: int = 1, height: float = 3.8) -> tuple[Any, list[Any]]:
     from matplotlib.figure import Figure  # not pyplot: no state, no display
 
-    figure = Figure(figsize=(4.2 * columns, 3.8), layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    return figure, list(axes)
+    figure = Figure(figsize=(4.2 * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, list(axes.flat)
 
 
 def _png(figure: Any) -> bytes:

@@ -4,8 +4,9 @@
     python tests/benchmarks/mask_agreement.py RUN [--threshold 10]
 
 For every product and defect type: mean IoU of the mask and of the pixels that change by more than the threshold
-(in grey levels, of any channel); the share of all change that lies inside the mask; the mask's mean share of the
-image; and how many masks are blank or reach the border of the image along more than half of it.
+(in grey levels, of any channel), without samples that have neither; the share of all change that lies inside the
+mask; the mask's mean share of the image; and how many masks are blank or reach the border of the image along more
+than half of it.
 """
 
 import argparse
@@ -31,7 +32,7 @@ def measure(mask: np.ndarray, change: np.ndarray, threshold: float) -> Row:
     """IoU, change inside, area, is blank, hugs the border; of a mask, bool (H, W), and a change, (H, W)."""
     changed = change > threshold
     union = (mask | changed).sum()
-    iou = float((mask & changed).sum() / union) if union else 1.0
+    iou = float((mask & changed).sum() / union) if union else np.nan
     inside = float(change[mask].sum() / max(1, change.sum()))
     border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
     return iou, inside, float(mask.mean()), not mask.any(), bool(border.mean() > 0.5)
@@ -60,7 +61,7 @@ def main() -> None:
             mask = pixels(row["mask"])[:, :, 0] > 0
             found[row["product"], row["defect_type"]].append(measure(mask, change, args.threshold))
     for (product, kind), values in sorted(found.items()):
-        iou, inside, area, blank, border = np.array(values, float).mean(axis=0)
+        iou, inside, area, blank, border = np.nanmean(np.array(values, float), axis=0)
         print(
             f"{product}/{kind} ({len(values)}): IoU {iou:.2f}; {100 * inside:.0f} % of the change inside; area "
             f"{100 * area:.1f} %; blank {100 * blank:.0f} %; along the border {100 * border:.0f} %"
