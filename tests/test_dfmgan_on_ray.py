@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from training import write_defect_set
+from training import metrics, worker_killed_after_a_checkpoint, write_defect_set
 
 from raygen import storage
 from raygen.checkpoint import JUDGE, load_checkpoint
@@ -79,3 +79,30 @@ def test_two_stages_and_a_run_from_s3_to_s3(s3_uri: str) -> None:
     if accepted:
         photos = list_defect_set(storage.join(s3_uri, "synthetic"), kinds=["defects"])
         assert len(photos) == accepted
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster", "s3_server")
+def test_a_killed_worker_of_either_stage_costs_the_work_since_the_last_checkpoint(s3_uri: str) -> None:
+    """The end is that of a training that nobody killed, probabilities and averages included."""
+    write_defect_set(f"{s3_uri}/defects")
+    common: dict[str, Any] = {
+        "defects": f"{s3_uri}/defects",
+        "adaptive": TRANSFORMS,
+        "images": 96,
+        "batch_per_worker": 4,
+        "checkpoint_every": 8,
+    }
+    stage1 = StyleGAN2TrainConfig(output=f"{s3_uri}/stage-1", model=SIZES, **common)
+    stage2 = DFMGANTrainConfig(output=f"{s3_uri}/stage-2", backbone=stage1.output, **common)
+    for config in (stage1, stage2):
+        train(config, lambda _: None)
+        killed = config.model_copy(update={"output": f"{config.output}-killed"})
+        with worker_killed_after_a_checkpoint(killed.output):
+            train(killed, lambda _: None)
+        assert metrics(killed.output) == metrics(config.output)
+        ends = [
+            load_checkpoint(output).tensors("generator.safetensors")
+            for output in (config.output, killed.output)
+        ]
+        assert all(ends[1][name].equal(value) for name, value in ends[0].items())

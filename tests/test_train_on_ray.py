@@ -1,17 +1,12 @@
 """Training on real Ray, real S3 and real kills: from a recipe to a checkpoint that the main job takes."""
 
-import contextlib
 import json
-import os
-import signal
-import threading
-import time
 from pathlib import Path
 
 import pytest
 from conftest import Head
 from factories import write_pool
-from training import RECIPE, recipe, write_defect_set
+from training import RECIPE, metrics, recipe, worker_killed_after_a_checkpoint, write_defect_set
 
 from raygen import storage
 from raygen.checkpoint import JUDGE, load_checkpoint
@@ -40,12 +35,6 @@ def trained(ray_cluster: None, defects: str) -> tuple[TrainConfig, list[str]]:
     said: list[str] = []
     train(config, said.append)
     return config, said
-
-
-def metrics(output: str) -> list[dict[str, float]]:
-    """All that a training measured, but for the clock."""
-    files = sorted(entry.uri for entry in storage.list_files(f"{output}/metrics"))
-    return [json.loads(line) for uri in files for line in storage.read(uri).splitlines()]
 
 
 def test_a_training_leaves_what_it_promises(trained: tuple[TrainConfig, list[str]]) -> None:
@@ -125,30 +114,14 @@ def test_a_killed_worker_costs_the_work_since_the_last_checkpoint(
     """SIGKILL after the first checkpoint. Ray Train starts the worker anew or, if it must not, the same command
     goes on; and the end is that of a training that nobody killed."""
     config = recipe(defects, s3_uri, compute={"num_workers": 1, "max_failures": max_failures})
-    killed = threading.Event()
-
-    def kill() -> None:
-        while not TrainingFolder(s3_uri).checkpoints():
-            time.sleep(0.05)
-        mark = f"RAYGEN_TEST_CLUSTER={os.getpid()}".encode()
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):  # gone while we looked
-                ours = mark in (process / "environ").read_bytes()
-                if ours and (process / "cmdline").read_bytes().startswith(b"ray::RayTrainWorker"):
-                    os.kill(int(process.name), signal.SIGKILL)
-                    killed.set()
-
-    killer = threading.Thread(target=kill, daemon=True)
-    killer.start()
-    if max_failures:
-        train(config)
-    else:
-        with pytest.raises(PromiseError, match=r"a worker was lost .* run the same command again"):
+    with worker_killed_after_a_checkpoint(s3_uri):
+        if max_failures:
             train(config)
-        assert TrainingFolder(s3_uri).checkpoints()[-1] < 24
-        train(config)
-    killer.join()
-    assert killed.is_set()
+        else:
+            with pytest.raises(PromiseError, match=r"a worker was lost .* run the same command again"):
+                train(config)
+            assert TrainingFolder(s3_uri).checkpoints()[-1] < 24
+            train(config)
     assert metrics(s3_uri) == metrics(trained[0].output)
 
 

@@ -1,5 +1,13 @@
-"""Makes what the tests of training need: a tiny defect set, a tiny recipe, batches of it."""
+"""Makes what the tests of training need: a tiny defect set, a tiny recipe, batches of it; and kills."""
 
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +17,7 @@ from raygen import images, storage, surfaces
 from raygen.models.dtgan import DTGANConfig
 from raygen.train.batches import Batch, BatchMaker, Sampler, to_batch
 from raygen.train.config import TrainConfig
+from raygen.train.folder import TrainingFolder
 
 SIZES = DTGANConfig(**{**TINY.__dict__, "trunk_norm": "instance", "background_out": 64})
 RECIPE: dict[str, Any] = {
@@ -54,3 +63,32 @@ def batch_maker(sizes: DTGANConfig = SIZES, seed: int = 0) -> BatchMaker:
 def batch(size: int = 4, sizes: DTGANConfig = SIZES) -> Batch:
     """The first images of a training."""
     return to_batch(batch_maker(sizes)(range(size)))
+
+
+def metrics(output: str) -> list[dict[str, float]]:
+    """All that a training measured, but for the clock."""
+    files = sorted(entry.uri for entry in storage.list_files(f"{output}/metrics"))
+    return [json.loads(line) for uri in files for line in storage.read(uri).splitlines()]
+
+
+@contextlib.contextmanager
+def worker_killed_after_a_checkpoint(output: str) -> Iterator[None]:
+    """SIGKILL to the training's worker on this test's cluster as soon as there is a checkpoint."""
+    killed = threading.Event()
+
+    def kill() -> None:
+        while not TrainingFolder(output).checkpoints():
+            time.sleep(0.05)
+        mark = f"RAYGEN_TEST_CLUSTER={os.getpid()}".encode()
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # gone while we looked
+                ours = mark in (process / "environ").read_bytes()
+                if ours and (process / "cmdline").read_bytes().startswith(b"ray::RayTrainWorker"):
+                    os.kill(int(process.name), signal.SIGKILL)
+                    killed.set()
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    yield
+    killer.join()
+    assert killed.is_set()
