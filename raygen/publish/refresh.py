@@ -3,9 +3,7 @@
 `raygen.publish.state` says what stands where.
 """
 
-import hashlib
 import io
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +19,6 @@ from raygen.checkpoint import Checkpoint, load_checkpoint
 from raygen.config import check_writable
 from raygen.data.runs import MANIFEST, done_shards, read_run, read_stats, stats_uri
 from raygen.errors import PromiseError
-from raygen.generate.config import GenerateConfig
 from raygen.generate.plan import choose_requests
 from raygen.publish.arrow import pc
 from raygen.publish.audit import Finding, audit_normals, audit_plan, audit_samples, read_blocklist
@@ -30,15 +27,11 @@ from raygen.publish.files import lowest_ids, merge_scores
 from raygen.publish.lease import Lease
 from raygen.publish.ledger import next_ledger
 from raygen.publish.night import (
-    LEDGER_SCHEMA,
-    Change,
     Counts,
     by_product,
-    compare,
-    keys_of,
-    list_pool,
     read_ledger,
 )
+from raygen.publish.planning import freeze_night, is_wanted, look, recipe_of
 from raygen.publish.report import RefreshReport, Status, compare_reports, describe, night_report
 from raygen.publish.state import (
     LEASE,
@@ -55,7 +48,6 @@ from raygen.publish.state import (
 )
 from raygen.publish.table import Publication, PublishedTable, create_table, open_table
 from raygen.publish.work import Clock, Made, Work, make_night
-from raygen.records import digest
 
 _MAX_ROUNDS = 2  # a night that was left over, and the one of now
 
@@ -84,7 +76,7 @@ def refresh(
     checkpoint = load_checkpoint(config.checkpoint)
     # From here on the very one: what is the best of a training may change while the night is under way.
     config = config.model_copy(update={"checkpoint": checkpoint.uri})
-    choose_requests(_recipe(config), checkpoint)
+    choose_requests(recipe_of(config), checkpoint)
     blocklist = read_blocklist(config.audit.blocklist)
     check_writable(config.table)
     if work is None:
@@ -102,8 +94,8 @@ def dry_run(config: RefreshConfig, say: Say = print) -> None:
     say(config.model_dump_json(indent=2))
     table = open_table(config.table)
     read_blocklist(config.audit.blocklist)
-    _, change = _look(config, checkpoint, table)
-    counts, requests = change.counts, choose_requests(_recipe(config), checkpoint)
+    _, change = look(config, checkpoint, table)
+    counts, requests = change.counts, choose_requests(recipe_of(config), checkpoint)
     report = RefreshReport(
         status="nothing to do",
         table=config.table,
@@ -174,10 +166,7 @@ class _Refresh:
         if table.has_published(night.id):
             self._finish(night)  # the commit was its last deed
             return None
-        recipe = _recipe(self.config)
-        keys = keys_of(recipe, self.checkpoint, sorted(night.keys))
-        wanted = (table.version, self.checkpoint.digest, _digest_of(recipe), keys, self.config.policy)
-        if wanted == (night.base_version, night.checkpoint, night.recipe, night.keys, night.policy):
+        if is_wanted(night, self.config, self.checkpoint, table):
             self.say(f"going on with night {night.id}, which an earlier refresh began")
             return night
         self.say(f"night {night.id}, which an earlier refresh began, is not what is wanted any more: dropped")
@@ -190,38 +179,14 @@ class _Refresh:
         Raises:
             PromiseError: nothing has changed, but normals of the table stand on the blocklist by now.
         """
-        keys, change = _look(self.config, self.checkpoint, table)
+        keys, change = look(self.config, self.checkpoint, table)
         if not change.counts.work and not change.counts.removed:
             finding = audit_normals(self.blocklist, [change.kept])
             if not finding.passed:
                 report = self._report(table, "audit failed", change.counts)
                 self._refuse(report.model_copy(update={"audit": (finding,)}))
             return None, change.counts
-        recipe = _digest_of(_recipe(self.config))
-        parts = [str(table.version), self.checkpoint.digest, recipe, *keys.values(), self.config.policy]
-        parts += [_digest_of_rows(rows) for rows in (change.work, change.leaving)]
-        name = digest(*parts, num_bytes=8)
-        night_id = f"{table.version + 1:06d}-{name}"
-        leaving_files = pc.unique(change.leaving["file"]).drop_null().to_pylist()
-        staying_files = set(pc.unique(change.kept["file"]).drop_null().to_pylist())
-        night = Night(
-            id=night_id,
-            base_version=table.version,
-            checkpoint=self.checkpoint.digest,
-            recipe=recipe,
-            keys=keys,
-            policy=self.config.policy,
-            counts=change.counts,
-            removed=tuple(sorted(leaving_files)),
-            rewritten={
-                path: f"runs/{night_id}/kept/{digest(path, num_bytes=8)}.parquet"
-                for path in sorted(leaving_files)
-                if path in staying_files
-            },
-        )
-        for name, rows in (("work", change.work), ("kept", change.kept), ("leaving", change.leaving)):
-            put_table(self._uri(night, f"{name}.parquet"), rows)
-        storage.put(self._uri(night, "night.json"), night.model_dump_json(indent=1).encode())
+        night = freeze_night(self.config, self.checkpoint, table, keys, change)
         self.lease.check()
         storage.put(storage.join(self.config.table, PENDING), night.id.encode())
         self.proceed("frozen")
@@ -397,35 +362,3 @@ class _Refresh:
 
 def _all_pass(findings: Sequence[Finding]) -> bool:
     return all(finding.passed for finding in findings)
-
-
-def _look(
-    config: RefreshConfig, checkpoint: Checkpoint, table: PublishedTable | None
-) -> tuple[dict[str, str], Change]:
-    """The pool against the table: each product's key, and what changed."""
-    publication = table.publication() if table else None
-    ledger = (
-        read_ledger(storage.join(config.table, publication.ledger))
-        if publication
-        else LEDGER_SCHEMA.empty_table()
-    )
-    recipe = _recipe(config)
-    pool = list_pool(recipe, checkpoint.config.products)
-    keys = keys_of(recipe, checkpoint, sorted(pc.unique(pool["product"]).to_pylist()))
-    return keys, compare(pool, ledger, keys, config.policy)
-
-
-def _recipe(config: RefreshConfig) -> GenerateConfig:
-    """The main job's recipe as it is for the whole pool."""
-    return config.generate_config(config.pool, config.table)
-
-
-def _digest_of(recipe: GenerateConfig) -> str:
-    return digest(json.dumps(recipe.identity(), sort_keys=True))
-
-
-def _digest_of_rows(rows: pa.Table) -> str:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, rows.schema) as writer:
-        writer.write_table(rows.combine_chunks())
-    return hashlib.sha256(sink.getvalue()).hexdigest()
