@@ -1,9 +1,9 @@
-"""What DFM-GAN costs: four defects of one normal, the backbone's lower half done once, against four full passes;
-and an iteration of each stage.
+"""What DFM-GAN costs: four defects of one normal, the backbone's lower half done once, against four full passes,
+one after the other and as one batch; and an iteration of each stage.
 
     python tests/benchmarks/dfmgan_work.py [--sizes 64 128 256] [--rounds N]
 
-Random weights of the original's widths (64 px: those of jobs/stylegan2-64-cpu.toml besides), float32, one thread.
+Random weights of the original's widths (64 px: those of jobs/…-64-cpu.toml besides), float32, one thread.
 Rounds alternate; medians are printed.
 """
 
@@ -12,6 +12,7 @@ import statistics
 import time
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +33,13 @@ NUM_DEFECTS = 4
 JOBS = Path(__file__).parents[2] / "jobs"
 
 
-def small_sizes() -> StyleGAN2Config:
-    """Those of the recipe for CPUs."""
-    recipe = tomllib.loads((JOBS / "stylegan2-64-cpu.toml").read_text(encoding="utf-8"))
-    return StyleGAN2Config(**recipe["model"])
+def small_sizes() -> DFMGANConfig:
+    """Those of the recipes for CPUs."""
+    one, two = (
+        tomllib.loads((JOBS / f"{family}-64-cpu.toml").read_text(encoding="utf-8"))["model"]
+        for family in ("stylegan2", "dfmgan")
+    )
+    return DFMGANConfig(backbone=StyleGAN2Config(**one), **two)
 
 
 def medians(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -51,9 +55,9 @@ def medians(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str
 
 
 @torch.inference_mode()
-def sharing(sizes: StyleGAN2Config, rounds: int) -> tuple[dict[str, float], float]:
-    """Seconds of four defects of one normal both ways, and the largest difference over the range of images."""
-    config = DFMGANConfig(backbone=sizes)
+def sharing(config: DFMGANConfig, rounds: int) -> tuple[dict[str, float], float]:
+    """Seconds of four defects of one normal, three ways, and the largest difference over the range of images."""
+    sizes = config.backbone
     network = DFMGANGenerator(config).eval()
     channels_last(network)
     ws = torch.randn(1, sizes.num_ws, sizes.w_dim)
@@ -65,6 +69,11 @@ def sharing(sizes: StyleGAN2Config, rounds: int) -> tuple[dict[str, float], floa
         made = [network(ws, noise, defect_ws[i : i + 1], defect_noise[i : i + 1]) for i in range(NUM_DEFECTS)]
         return torch.cat([one.image for one in made])
 
+    rows = ws.expand(NUM_DEFECTS, -1, -1), noise.expand(NUM_DEFECTS, -1)
+
+    def batch() -> torch.Tensor:
+        return network(*rows, defect_ws, defect_noise).image
+
     def shared() -> torch.Tensor:
         below, features = network.begin(ws, noise)
         assert below.image is not None
@@ -72,17 +81,16 @@ def sharing(sizes: StyleGAN2Config, rounds: int) -> tuple[dict[str, float], floa
             part.expand(NUM_DEFECTS, -1, -1, -1) for part in (below.x, below.image, features)
         )
         normals = Normals(State(x, image), features)
-        rows = ws.expand(NUM_DEFECTS, -1, -1), noise.expand(NUM_DEFECTS, -1)
         return network.finish(normals, *rows, defect_ws, defect_noise).image
 
     wanted, found = full(), shared()
     difference = ((found - wanted).abs().max() / (wanted.max() - wanted.min())).item()
-    return medians({"full": full, "shared": shared}, rounds), difference
+    return medians({"full": full, "batch": batch, "shared": shared}, rounds), difference
 
 
-def steps(sizes: StyleGAN2Config, rounds: int, batch: int = 8) -> dict[str, float]:
+def steps(defects: DFMGANConfig, rounds: int, batch: int = 8) -> dict[str, float]:
     """Seconds an image of an iteration of each stage, lazy terms included in their share."""
-    defects = DFMGANConfig(backbone=sizes, num_types=2)
+    sizes = defects.backbone
     one = StyleGAN2TrainConfig(defects="-", output="-", batch_per_worker=batch)
     two = DFMGANTrainConfig(defects="-", output="-", backbone="-", batch_per_worker=batch)
     stage1 = StyleGAN2Training.start(one, sizes, CPU)
@@ -129,14 +137,18 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     wanted = {"64 px, small": small_sizes()}
-    wanted |= {f"{size} px": StyleGAN2Config(image_size=size, channels=3) for size in args.sizes}
+    wanted |= {
+        f"{size} px": DFMGANConfig(backbone=StyleGAN2Config(image_size=size, channels=3))
+        for size in args.sizes
+    }
     for name, sizes in wanted.items():
         seconds, difference = sharing(sizes, args.rounds)
         print(
-            f"{name}: four full passes {seconds['full']:.3f} s, shared {seconds['shared']:.3f} s: "
-            f"{seconds['full'] / seconds['shared']:.2f}x; difference / range {difference:.0e}"
+            f"{name}: four full passes {seconds['full']:.3f} s, one batch of four {seconds['batch']:.3f} s, "
+            f"shared {seconds['shared']:.3f} s: {seconds['full'] / seconds['shared']:.2f}x and "
+            f"{seconds['batch'] / seconds['shared']:.2f}x; difference / range {difference:.0e}"
         )
-    for name, value in steps(small_sizes(), max(1, args.rounds // 2)).items():
+    for name, value in steps(replace(small_sizes(), num_types=2), max(1, args.rounds // 2)).items():
         print(f"64 px, small, {name}: {1000 * value:.0f} ms an image, {1 / value:.1f} images/s")
 
 
