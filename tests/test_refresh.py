@@ -156,7 +156,7 @@ def test_seven_nights(
     assert caught.value.exit_code == 3
     assert published(config) == after_five
     failed = last_report(config)
-    assert (failed.status, failed.version) == ("audit failed", 4)
+    assert (failed.status, failed.version, failed.samples) == ("audit failed", 4, len(after_five))
 
     # 7: it has gone again; and one more has come.
     storage.delete(poison)

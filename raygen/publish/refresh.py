@@ -215,8 +215,9 @@ class _Refresh:
         )
         report = report.model_copy(update={"since": compare_reports(report, self._last_report(table))})
         if not _all_pass(findings):
-            refused = {"status": "audit failed", "version": table.version}
-            self._refuse(report.model_copy(update=refused), night, made)
+            table_stays = {"version": table.version, "samples": sum(held.values())}
+            refused = report.model_copy(update={"status": "audit failed", **table_stays})
+            self._refuse(refused, night, made)
         self.proceed("audited")
         paths = {file.path for file in added}
         ledger = next_ledger(self.config.table, night, made.manifest, paths, made.normals())
@@ -313,17 +314,17 @@ class _Refresh:
         self.lease.check()
         data = report.model_dump_json(indent=1).encode()
         storage.put(storage.join(self.config.table, REPORT), data)
-        look = ""
+        folder = ""
         if night is not None and made is not None:
             storage.put(self._uri(night, "refresh.json"), data)
             self._give_up(night, made)
-            look = f"look at {storage.join(self.config.table, night.run)}, "
+            folder = f"look at {storage.join(self.config.table, night.run)}, "
         for line in describe(report):
             self.say(line)
         failed = next(finding for finding in report.audit if not finding.passed)
         raise PromiseError(
             f"audit: {failed.rule}: {failed.figures}; nothing was published, {self.config.table} stays at version "
-            f"{report.version}; {look}mend the pool, the checkpoint or the rule, and run the same command again"
+            f"{report.version}; {folder}mend the pool, the checkpoint or the rule, and run the same command again"
         )
 
     def _give_up(self, night: Night, made: Made) -> None:
