@@ -59,6 +59,7 @@ def sharing(config: DFMGANConfig, rounds: int) -> tuple[dict[str, float], float]
     """Seconds of four defects of one normal, three ways, and the largest difference over the range of images."""
     sizes = config.backbone
     network = DFMGANGenerator(config).eval()
+    torch.nn.init.constant_(network.manipulation.to_mask.bias, 0.3)  # else fresh weights draw blank masks
     channels_last(network)
     ws = torch.randn(1, sizes.num_ws, sizes.w_dim)
     noise = torch.randn(1, sizes.noise_size)
@@ -67,6 +68,7 @@ def sharing(config: DFMGANConfig, rounds: int) -> tuple[dict[str, float], float]
 
     def full() -> torch.Tensor:
         made = [network(ws, noise, defect_ws[i : i + 1], defect_noise[i : i + 1]) for i in range(NUM_DEFECTS)]
+        assert all((one.mask >= 0).any() for one in made)
         return torch.cat([one.image for one in made])
 
     rows = ws.expand(NUM_DEFECTS, -1, -1), noise.expand(NUM_DEFECTS, -1)
