@@ -318,7 +318,7 @@ class _Refresh:
         if night is not None and made is not None:
             storage.put(self._uri(night, "refresh.json"), data)
             self._give_up(night, made)
-            folder = f"look at {storage.join(self.config.table, night.run)}, "
+            folder = f"look at {storage.join(self.config.table, night.run)}, " if made.manifest else ""
         for line in describe(report):
             self.say(line)
         failed = next(finding for finding in report.audit if not finding.passed)
