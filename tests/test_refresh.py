@@ -419,17 +419,23 @@ def test_who_loses_the_lease_stops_at_the_next_step(tmp_path: Path) -> None:
     assert published(config) == []
 
 
-def test_a_published_file_that_is_gone_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("data", "found"), [(None, "is gone"), (b"no Parquet", r"cannot be read \(")])
+def test_a_published_file_that_is_gone_or_damaged_is_one_line(
+    data: bytes | None, found: str, tmp_path: Path
+) -> None:
     uris = write_pool(f"{tmp_path}/pool", 2)
     config = config_of(str(tmp_path), checkpoint="null:32x1")
     refresh(config, say_nothing, InProcess())
     for uri in DeltaTable(config.table).file_uris():
         storage.delete(uri)
+        if data is not None:
+            storage.put(uri, data)
     storage.delete(uris[0])
     with pytest.raises(
-        PromiseError, match=r"holds 0 samples, and the table's log says 20; go back to a version"
-    ):
+        PromiseError, match=rf"{found}.*, and the table's log says 20 samples; go back"
+    ) as caught:
         refresh(config, say_nothing, InProcess())
+    assert "\n" not in str(caught.value)
 
 
 def test_a_recipe_that_cuts_other_shards_makes_nothing_anew(tmp_path: Path) -> None:

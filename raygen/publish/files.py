@@ -125,12 +125,15 @@ def rewrite_file(table_uri: str, rewrite: Rewrite) -> DataFile:
     try:
         data = storage.read(storage.join(table_uri, rewrite.path))
         rows = pq.read_table(io.BytesIO(data), schema=SAMPLE_SCHEMA)
-    except (storage.ObjectMissingError, pa.ArrowException):
-        rows = SAMPLE_SCHEMA.empty_table()
-    if len(rows) != rewrite.num_samples:
+        found = f"holds {len(rows):,} samples"
+    except storage.ObjectMissingError:
+        rows, found = None, "is gone"
+    except pa.ArrowException as error:
+        rows, found = None, f"cannot be read ({error})"
+    if rows is None or len(rows) != rewrite.num_samples:
         raise PromiseError(
-            f"{table_uri}/{rewrite.path}: holds {len(rows):,} samples, and the table's log says "
-            f"{rewrite.num_samples:,}; go back to a version without it: `raygen rollback {table_uri}`"
+            f"{table_uri}/{rewrite.path}: {found}, and the table's log says {rewrite.num_samples:,} samples; go "
+            f"back to a version without it: `raygen rollback {table_uri}`"
         )
     leaves = pc.is_in(rows["normal_uri"], value_set=pa.array(rewrite.leaving, pa.string()))
     rows = rows.filter(pc.invert(leaves))

@@ -26,11 +26,7 @@ from raygen.publish.config import RefreshConfig
 from raygen.publish.files import lowest_ids, merge_scores
 from raygen.publish.lease import Lease
 from raygen.publish.ledger import next_ledger
-from raygen.publish.night import (
-    Counts,
-    by_product,
-    read_ledger,
-)
+from raygen.publish.night import Counts, by_product, read_ledger
 from raygen.publish.planning import freeze_night, is_wanted, look, recipe_of
 from raygen.publish.report import RefreshReport, Status, compare_reports, describe, night_report
 from raygen.publish.state import (
