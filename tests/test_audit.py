@@ -14,6 +14,7 @@ from raygen.data.runs import CellStats, Manifest
 from raygen.errors import UserError
 from raygen.publish.arrow import pc
 from raygen.publish.audit import Finding, audit_normals, audit_plan, audit_samples, read_blocklist
+from raygen.publish.changes import Counts
 from raygen.publish.config import AuditConfig
 from raygen.publish.files import (
     CELL,
@@ -23,7 +24,6 @@ from raygen.publish.files import (
     lowest_ids,
     merge_scores,
 )
-from raygen.publish.night import Counts
 from raygen.publish.table import DataFile
 from raygen.records import SCORES
 

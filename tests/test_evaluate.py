@@ -17,16 +17,18 @@ from raygen.data.runs import read_manifest
 from raygen.demo import CHECKPOINT
 from raygen.errors import UserError
 from raygen.evaluate.classifier import Classifier, GradientReversal, augment, domain_head
+from raygen.evaluate.classifier_fits import ClassifierFits
 from raygen.evaluate.config import DownstreamConfig, EvaluateConfig
 from raygen.evaluate.distances import ALL, Distance, plan_comparisons
 from raygen.evaluate.downstream import DownstreamData, Fit, Photos, Synthetic, assemble, plan_fits, run_fit
 from raygen.evaluate.features import Lite0Features, PerceptualLite0, extract, perceptual_vector
-from raygen.evaluate.job import Evaluation, dry_run
-from raygen.evaluate.learning import Learning
-from raygen.evaluate.packages import Lite0
-from raygen.evaluate.real import RealSet
-from raygen.evaluate.report import Metrics, render, sum_fits, verdict
+from raygen.evaluate.job import dry_run
+from raygen.evaluate.plan import EvaluationPlan
+from raygen.evaluate.pretrained import Lite0
+from raygen.evaluate.real_photos import RealSet
+from raygen.evaluate.report import Metrics, render, sum_fits
 from raygen.evaluate.samples import choose_samples, read_pixels
+from raygen.evaluate.verdict import verdict
 from raygen.generate.config import GenerateConfig
 
 PRODUCTS = ("brushed_metal", "grained_leather", "woven_fabric")
@@ -90,10 +92,10 @@ def test_a_set_without_held_out_photos_trains_no_classifier(folder: Path, tmp_pa
     with pytest.raises(
         UserError, match=r"no photos of brushed_metal/normal to choose a classifier with; lay the set"
     ):
-        Evaluation.prepare(config)
+        EvaluationPlan.prepare(config)
     only = DownstreamConfig(conditions=())
-    evaluation = Evaluation.prepare(config.model_copy(update={"downstream": only}))
-    assert {row.what for row in evaluation.comparisons} == {"normal", "latent", "reference", "mix"}
+    plan = EvaluationPlan.prepare(config.model_copy(update={"downstream": only}))
+    assert {row.what for row in plan.comparisons} == {"normal", "latent", "reference", "mix"}
 
 
 # ---------------------------------------------------------------------------------- what a run gives
@@ -161,13 +163,13 @@ def test_pixels_are_those_of_the_samples(folder: Path) -> None:
 )
 def test_what_does_not_fit_is_refused(folder: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Evaluation.prepare(config_of(folder, **changes))
+        EvaluationPlan.prepare(config_of(folder, **changes))
 
 
 def test_an_incomplete_run_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_bytes((folder / "run/run.json").read_bytes())
     with pytest.raises(UserError, match="an incomplete run there"):
-        Evaluation.prepare(config_of(folder, runs={"ours": str(tmp_path)}))
+        EvaluationPlan.prepare(config_of(folder, runs={"ours": str(tmp_path)}))
 
 
 def test_samples_of_held_out_normals_train_no_classifier(folder: Path, tmp_path: Path) -> None:
@@ -181,8 +183,8 @@ def test_samples_of_held_out_normals_train_no_classifier(folder: Path, tmp_path:
     with pytest.raises(
         UserError, match=r"runs.ours: 1 of its normals are held-out photos, such as .*mine.png"
     ):
-        Evaluation.prepare(config)
-    Evaluation.prepare(config.model_copy(update={"downstream": DownstreamConfig(runs=())}))
+        EvaluationPlan.prepare(config)
+    EvaluationPlan.prepare(config.model_copy(update={"downstream": DownstreamConfig(runs=())}))
 
 
 def test_samples_guided_by_held_out_defects_are_refused(
@@ -268,12 +270,12 @@ def test_a_run_without_a_mode_or_a_product_leaves_out_what_needs_them(folder: Pa
             )
         )
     runs = {"latent": str(tmp_path / "latent"), "two": str(tmp_path / "two")}
-    evaluation = Evaluation.prepare(config_of(folder, runs=runs))
-    assert {row.what for row in evaluation.comparisons if row.run == "latent"} == {"latent"}
-    assert {row.product for row in evaluation.comparisons if row.run == "two"} == set(PRODUCTS[:2])
-    assert {fit.condition for fit in evaluation.fits if fit.run == "latent"} == {"latent"}
-    assert {fit.scope for fit in evaluation.fits if fit.run == "two"} == set(PRODUCTS[:2])
-    assert any("two has no samples of woven_fabric/scratches/latent" in line for line in evaluation.caveats())
+    plan = EvaluationPlan.prepare(config_of(folder, runs=runs))
+    assert {row.what for row in plan.comparisons if row.run == "latent"} == {"latent"}
+    assert {row.product for row in plan.comparisons if row.run == "two"} == set(PRODUCTS[:2])
+    assert {fit.condition for fit in plan.fits if fit.run == "latent"} == {"latent"}
+    assert {fit.scope for fit in plan.fits if fit.run == "two"} == set(PRODUCTS[:2])
+    assert any("two has no samples of woven_fabric/scratches/latent" in line for line in plan.caveats())
 
 
 def test_a_mix_is_no_larger_than_its_modes(folder: Path) -> None:
@@ -289,18 +291,18 @@ def test_a_type_that_a_product_never_has_is_not_looked_at(folder: Path, tmp_path
 
     shutil.copytree(folder / "set", tmp_path / "set")
     shutil.rmtree(tmp_path / "set/woven_fabric/spots")
-    evaluation = Evaluation.prepare(config_of(folder, defects=str(tmp_path / "set")))
-    cells = {(row.product, row.defect_type) for row in evaluation.comparisons}
+    plan = EvaluationPlan.prepare(config_of(folder, defects=str(tmp_path / "set")))
+    cells = {(row.product, row.defect_type) for row in plan.comparisons}
     assert ("woven_fabric", "spots") not in cells
     assert ("woven_fabric", "scratches") in cells
-    assert len(evaluation.real.cells) == 5
+    assert len(plan.real.cells) == 5
 
 
 def test_the_key_of_a_training_knows_the_labels_and_not_the_runs_name(folder: Path) -> None:
     def keys(**changes: Any) -> list[str]:
-        evaluation = Evaluation.prepare(config_of(folder, **changes))
-        learning = Learning(evaluation, lambda line: None)
-        return [learning._key(fit) for fit in evaluation.fits]
+        plan = EvaluationPlan.prepare(config_of(folder, **changes))
+        fits = ClassifierFits(plan, lambda line: None)
+        return [fits._key(fit) for fit in plan.fits]
 
     small = DownstreamConfig(sizes=(4,), seeds=1, general=True, single_products=False)
     usual = keys(downstream=small)

@@ -124,8 +124,8 @@ def test_a_kill_at_any_step_and_the_next_run_mends_it(s3_uri: str, processes: Fo
             wanted = from_scratch(config, f"{base}/scratch-{number}")
             was_published = STEPS.index(step) >= STEPS.index("committed")
             assert published(config) == (wanted if was_published else before), step
-            work = InProcess()
-            report = refresh(config, say_nothing, work)
+            executor = InProcess()
+            report = refresh(config, say_nothing, executor)
             assert report.status == ("nothing to do" if was_published else "published"), step
             assert published(config) == wanted, step
             assert not storage.exists(storage.join(config.table, PENDING))
@@ -230,13 +230,13 @@ def test_a_night_that_was_cut_off_is_gone_on_with(tmp_path: Path) -> None:
     uris = write_pool(f"{tmp_path}/pool", 2)
     config = config_of(str(tmp_path), checkpoint=NULL)
 
-    work = InProcess()
+    executor = InProcess()
     with pytest.raises(KeyboardInterrupt):
-        refresh(config, say_nothing, work, stop_at("generated"))
-    assert work.normals == 6
+        refresh(config, say_nothing, executor, stop_at("generated"))
+    assert executor.normals == 6
     storage.put(f"{tmp_path}/pool/extra/1.png", storage.read(uris[0]))
     lines: list[str] = []
-    refresh(config, lines.append, work)
+    refresh(config, lines.append, executor)
     assert any("going on with night" in line for line in lines)
     assert published(config) == from_scratch(config, f"{tmp_path}/scratch"), (
         "and what came since is there, too"
@@ -248,10 +248,10 @@ def test_a_night_that_was_cut_off_is_gone_on_with(tmp_path: Path) -> None:
     # Another recipe, and what was begun is not wanted any more.
     storage.put(f"{tmp_path}/pool/extra/2.png", storage.read(uris[1]))
     with pytest.raises(KeyboardInterrupt):
-        refresh(config, say_nothing, work, stop_at("audited"))
+        refresh(config, say_nothing, executor, stop_at("audited"))
     other = config_of(str(tmp_path), checkpoint=NULL, generate={"seed": 1, "normals_per_shard": 5})
     lines.clear()
-    report = refresh(other, lines.append, work)
+    report = refresh(other, lines.append, executor)
     assert any("not what is wanted any more" in line for line in lines)
     assert (report.counts.outdated, report.counts.new) == (7, 1)
 

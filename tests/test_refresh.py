@@ -79,16 +79,16 @@ def test_seven_nights(
     uris = write_pool(f"{base}/pool", 3)  # nine
     others = dict(surfaces.pool(3, seed=7, size=32, channels=1))
     write_checkpoint(f"{base}/checkpoint", references_at=f"{base}/references/")
-    work = InProcess()
+    executor = InProcess()
     storage.put(f"{base}/blocked.txt", b"# images to test on\n")
     config = config_of(base, audit={"min_accepted": 0.0, "blocklist": None})
 
     def night(config: RefreshConfig = config) -> RefreshReport:
-        return refresh(config, say_nothing, work)
+        return refresh(config, say_nothing, executor)
 
     def expect(night: int, generated: int, version: int) -> None:
         """The table is what the pool is, and so many normals were generated for, in all."""
-        assert work.normals == generated
+        assert executor.normals == generated
         assert published(config) == from_scratch(config, f"{base}/night-{night}")
         table = open_table(config.table)
         assert table is not None
@@ -180,20 +180,20 @@ def test_seven_nights(
 def test_a_bad_normal_is_told_once(tmp_path: Path) -> None:
     write_pool(f"{tmp_path}/pool", 3)
     config = config_of(str(tmp_path), checkpoint="null:32x1", generate={**GENERATE, "max_reject_rate": 0.1})
-    work = InProcess()
-    refresh(config, say_nothing, work)
+    executor = InProcess()
+    refresh(config, say_nothing, executor)
     name, (data, _) = next(iter(bad_files().items()))
     storage.put(f"{tmp_path}/pool/bad/{name}", data)
     lines: list[str] = []
-    report = refresh(config, lines.append, work)
+    report = refresh(config, lines.append, executor)
     assert (report.counts.new, report.made, report.rejected) == (1, 0, {"empty": 1})
     assert "1 normals of no use (1 empty)" in lines
-    assert refresh(config, lines.append, work).status == "nothing to do"
+    assert refresh(config, lines.append, executor).status == "nothing to do"
     assert published(config) == from_scratch(config, f"{tmp_path}/scratch")
 
     # With other bytes it is another matter; and when it has gone, nothing has to leave.
     storage.put(f"{tmp_path}/pool/bad/{name}", storage.read(f"{config.pool}/brushed_metal/000000.png"))
-    report = refresh(config, lines.append, work)
+    report = refresh(config, lines.append, executor)
     assert (report.counts.changed, report.made, report.files_removed) == (1, 4, 0)
     assert published(config) == from_scratch(config, f"{tmp_path}/scratch-2")
 
@@ -229,13 +229,13 @@ def test_what_cannot_be_read_is_looked_at_again(tmp_path: Path) -> None:
     refresh(config, say_nothing, InProcess())
     link = Path(uris[0]).with_name("link.png")
     link.symlink_to(tmp_path / "later.png")
-    work = InProcess()
+    executor = InProcess()
     for _ in range(2):
-        report = refresh(config, say_nothing, work)
+        report = refresh(config, say_nothing, executor)
         assert (report.status, report.version, report.counts.new) == ("nothing to do", 1, 1)
-    assert work.normals == 2
+    assert executor.normals == 2
     storage.put(f"{tmp_path}/later.png", storage.read(uris[0]))
-    assert refresh(config, say_nothing, work).made == 4
+    assert refresh(config, say_nothing, executor).made == 4
     assert published(config) == from_scratch(config, f"{tmp_path}/scratch")
 
 
@@ -319,17 +319,17 @@ def test_a_pool_of_images_inside_parquet(tmp_path: Path) -> None:
         put_table(f"{tmp_path}/pool/{name}.parquet", pa.table({"image": images, "product": products}))
 
     config = config_of(str(tmp_path), checkpoint="null:32x1")
-    work = InProcess()
+    executor = InProcess()
     write("a", photos[:3])
     write("b", photos[3:7])
-    refresh(config, say_nothing, work)
-    assert refresh(config, say_nothing, work).status == "nothing to do"
+    refresh(config, say_nothing, executor)
+    assert refresh(config, say_nothing, executor).status == "nothing to do"
     write("b", photos[3:9])
-    report = refresh(config, say_nothing, work)
+    report = refresh(config, say_nothing, executor)
     assert (report.counts.kept, report.counts.changed, report.counts.new) == (3, 4, 2)
     assert published(config) == from_scratch(config, f"{tmp_path}/scratch")
     write("b", photos[5:7])
-    report = refresh(config, say_nothing, work)
+    report = refresh(config, say_nothing, executor)
     assert (report.counts.kept, report.counts.changed, report.counts.removed) == (3, 2, 4)
     assert published(config) == from_scratch(config, f"{tmp_path}/scratch-2")
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from raygen import images
 from raygen.errors import UserError
-from raygen.evaluate.packages import Lite0, local_file, parse_weights, read_weights, require, sha256
+from raygen.evaluate.extras import require
+from raygen.evaluate.pretrained import Lite0, local_file, parse_weights, read_weights, sha256
 from raygen.records import digest
 
 

@@ -1,31 +1,27 @@
 """Sample sheets: real defects and those of each run, one above the other, for a person's eyes."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from raygen.data.defects import load_photos
 from raygen.evaluate.on_ray import read_samples
+from raygen.evaluate.plan import EvaluationPlan
 from raygen.evaluate.samples import Sample
 from raygen.records import Mode
 from raygen.show import draw_sheet
 
-if TYPE_CHECKING:
-    from raygen.evaluate.job import Evaluation
-
 _COLUMNS = 8
 
 
-def sample_sheets(evaluation: "Evaluation") -> dict[str, bytes]:
+def sample_sheets(plan: EvaluationPlan) -> dict[str, bytes]:
     """Defect type -> a PNG: for each product a row of its real training defects, and one for each run and mode."""
-    real, size = evaluation.real, (evaluation.image_size, evaluation.channels)
+    real, size = plan.real, (plan.image_size, plan.channels)
     shown: dict[tuple[str, str, str, Mode], list[Sample]] = {
         (run, product, defect_type, mode): one.take((product, defect_type), mode, _COLUMNS)
-        for run, one in evaluation.chosen.items()
+        for run, one in plan.chosen.items()
         for product, defect_type, mode in one.cells
     }
     wanted = {(run, sample) for (run, *_), samples in shown.items() for sample in samples}
-    pixels = read_samples(evaluation.chosen, wanted, *size)
+    pixels = read_samples(plan.chosen, wanted, *size)
     sheets = {}
     for defect_type in real.defect_types:
         groups: dict[str, list[list[np.ndarray | None]]] = {}

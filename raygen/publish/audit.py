@@ -16,9 +16,9 @@ from raygen.checkpoint import Checkpoint
 from raygen.data.runs import Manifest
 from raygen.errors import UserError
 from raygen.publish.arrow import pc
+from raygen.publish.changes import Counts
 from raygen.publish.config import AuditConfig
 from raygen.publish.files import CELL, Inspected
-from raygen.publish.night import Counts
 from raygen.records import SCORES
 
 _FEW = 5  # names that a finding spells out

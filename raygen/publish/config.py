@@ -10,7 +10,7 @@ from raygen.config import Config, Place, refuse_lost_places
 from raygen.data.pool import is_drawn
 from raygen.errors import UserError
 from raygen.generate.config import GenerateConfig
-from raygen.publish.night import Policy
+from raygen.publish.changes import Policy
 
 _OURS = ("pool", "output", "checkpoint", "layout")
 

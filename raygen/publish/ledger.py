@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from raygen import storage
 from raygen.data.runs import Manifest, read_rejects, read_run
 from raygen.publish.arrow import pc
-from raygen.publish.night import LEDGER_SCHEMA, by_product, read_ledger
+from raygen.publish.changes import LEDGER_SCHEMA, by_product, read_ledger
 from raygen.publish.state import Night
 
 _RETRY = ("missing", "changed", "unreadable")

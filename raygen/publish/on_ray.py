@@ -17,7 +17,7 @@ R = TypeVar("R")
 
 
 class OnRay:
-    """`raygen.publish.refresh.Work` on the cluster that `raygen.on_ray.connected` finds."""
+    """`raygen.publish.execution.Executor` on the cluster that `raygen.on_ray.connected` finds."""
 
     def connected(self) -> AbstractContextManager[None]:
         return connected()

@@ -12,38 +12,34 @@ from typing import NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
 from raygen import storage
 from raygen.checkpoint import Checkpoint, load_checkpoint
 from raygen.config import check_writable
-from raygen.data.runs import MANIFEST, done_shards, read_run, read_stats, stats_uri
+from raygen.data.runs import read_run
 from raygen.errors import PromiseError
 from raygen.generate.plan import choose_requests
 from raygen.publish.arrow import pc
 from raygen.publish.audit import Finding, audit_normals, audit_plan, audit_samples, read_blocklist
+from raygen.publish.changes import Counts, by_product, read_ledger
 from raygen.publish.config import RefreshConfig
+from raygen.publish.execution import Clock, Executor, Made, forget_bad_shards, make_night
 from raygen.publish.files import lowest_ids, merge_scores
 from raygen.publish.lease import Lease
 from raygen.publish.ledger import next_ledger
-from raygen.publish.night import Counts, by_product, read_ledger
-from raygen.publish.planning import freeze_night, is_wanted, look, recipe_of
-from raygen.publish.report import RefreshReport, Status, compare_reports, describe, night_report
+from raygen.publish.plan import freeze_night, is_wanted, look, recipe_of
+from raygen.publish.report import RefreshReport, Status, compare_reports, describe, last_report, night_report
 from raygen.publish.state import (
     LEASE,
-    MARK,
     PENDING,
     REPORT,
     Night,
-    all_nights,
-    delete_night,
-    existing_table,
-    night_of,
+    delete_stale_nights,
+    finish_night,
     pending_night,
     put_table,
 )
 from raygen.publish.table import Publication, PublishedTable, create_table, open_table
-from raygen.publish.work import Clock, Made, Work, make_night
 
 _MAX_ROUNDS = 2  # a night that was left over, and the one of now
 
@@ -53,7 +49,7 @@ Say = Callable[[str], None]
 def refresh(
     config: RefreshConfig,
     say: Say = print,
-    work: Work | None = None,
+    executor: Executor | None = None,
     reached: Callable[[str], None] = lambda step: None,
 ) -> RefreshReport:
     """Brings the table to what the pool is now; does nothing twice.
@@ -61,7 +57,7 @@ def refresh(
     Args:
         config: the recipe.
         say: takes each line for the user.
-        work: who generates; by default Ray.
+        executor: does the work; by default Ray.
         reached: is told each step that is done.
 
     Raises:
@@ -75,13 +71,13 @@ def refresh(
     choose_requests(recipe_of(config), checkpoint)
     blocklist = read_blocklist(config.audit.blocklist)
     check_writable(config.table)
-    if work is None:
+    if executor is None:
         from raygen.publish.on_ray import OnRay  # here, so that a refusal or a no-op costs no start of Ray
 
-        work = OnRay()
+        executor = OnRay()
     with Lease(storage.join(config.table, LEASE), config.lease_seconds) as lease:
         reached("leased")
-        return _Refresh(config, checkpoint, blocklist, lease, work, say, reached).run()
+        return _Refresh(config, checkpoint, blocklist, lease, executor, say, reached).run()
 
 
 def dry_run(config: RefreshConfig, say: Say = print) -> None:
@@ -120,7 +116,7 @@ class _Refresh:
     checkpoint: Checkpoint
     blocklist: frozenset[str]
     lease: Lease
-    work: Work
+    executor: Executor
     say: Say
     reached: Callable[[str], None]
 
@@ -147,7 +143,7 @@ class _Refresh:
             if not was_left_over:
                 report = report or self._nothing(table, night.counts)
                 break
-        self._clean()
+        delete_stale_nights(self.config.table)
         self.reached("cleaned")
         assert report is not None
         for line in describe(report):
@@ -160,7 +156,7 @@ class _Refresh:
         if night is None:
             return None
         if table.has_published(night.id):
-            self._finish(night)  # the commit was its last deed
+            finish_night(self.config.table, night)  # the commit was its last deed
             return None
         if is_wanted(night, self.config, self.checkpoint, table):
             self.say(f"going on with night {night.id}, which an earlier refresh began")
@@ -209,7 +205,7 @@ class _Refresh:
                 "images_per_second": made.images_per_second(seconds),
             }
         )
-        report = report.model_copy(update={"since": compare_reports(report, self._last_report(table))})
+        report = report.model_copy(update={"since": compare_reports(report, last_report(table))})
         if not _all_pass(findings):
             table_stays = {"version": table.version, "samples": sum(held.values())}
             refused = report.model_copy(update={"status": "audit failed", **table_stays})
@@ -228,7 +224,7 @@ class _Refresh:
         self.proceed("recorded")
         table.commit(publication, added, night.removed)
         self.reached("committed")
-        self._finish(night)
+        finish_night(self.config.table, night)
         self.reached("reported")
         return report
 
@@ -241,7 +237,7 @@ class _Refresh:
         made = Made()
         if _all_pass(findings):
             try:
-                made = make_night(self.config, night, held, self.work, self.say, self.proceed, clock)
+                made = make_night(self.config, night, held, self.executor, self.say, self.proceed, clock)
             except PromiseError as error:
                 return made, [*findings, Finding(rule="work", passed=False, figures=str(error))]
             before, scores = self._scores_before(table), self._scores(night, made)
@@ -292,17 +288,6 @@ class _Refresh:
             started=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
-    def _last_report(self, table: PublishedTable) -> RefreshReport | None:
-        """The report of the night published before."""
-        publication = table.publication()
-        if publication is None:
-            return None
-        try:
-            data = storage.read(storage.join(self.config.table, f"_refresh/{publication.night}/refresh.json"))
-            return RefreshReport.model_validate_json(data)
-        except (storage.ObjectMissingError, ValidationError):
-            return None
-
     def _refuse(
         self, report: RefreshReport, night: Night | None = None, made: Made | None = None
     ) -> NoReturn:
@@ -324,34 +309,11 @@ class _Refresh:
         )
 
     def _give_up(self, night: Night, made: Made) -> None:
-        """Ends a night that is not published. The same work has the same name, so what another attempt may find
-        otherwise is forgotten: shards that are not as they were written, and those with bad normals."""
-        output = storage.join(self.config.table, night.run)
-        damaged = {item.file.path for item in made.inspected if item.problem}
-        for stats in read_stats(output, done_shards(output)):
-            if stats.rejects or f"{night.run}/{stats.file}" in damaged:
-                storage.delete(storage.join(output, MANIFEST))
-                storage.delete(stats_uri(output, stats.shard))
+        """Ends a night that is not published."""
+        forget_bad_shards(self.config.table, night, made)
         pending = pending_night(self.config.table)
         if pending is not None and pending.id == night.id:  # else it is another refresh's
             storage.delete(storage.join(self.config.table, PENDING))
-
-    def _finish(self, night: Night) -> None:
-        """What follows a commit; may be done twice."""
-        storage.put(self._uri(night, MARK), b"")
-        storage.put(storage.join(self.config.table, REPORT), storage.read(self._uri(night, "refresh.json")))
-        storage.delete(storage.join(self.config.table, PENDING))
-
-    def _clean(self) -> None:
-        """Deletes what nights left behind that were never published and never will be."""
-        table = existing_table(self.config.table)
-        nights = all_nights(self.config.table)
-        stale = {name for name in nights if not nights[name] and int(name.split("-")[0]) <= table.version}
-        if stale:  # the mark may be missing: look at the log, and at the files
-            stale -= set(filter(table.has_published, stale))
-            stale -= {night for night in map(night_of, table.files()) if night}
-        for night in sorted(stale):
-            delete_night(self.config.table, night)
 
     def _uri(self, night: Night, name: str) -> str:
         return storage.join(self.config.table, night.folder, name)

@@ -4,13 +4,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from raygen import storage
 from raygen.data.runs import Manifest
 from raygen.publish.audit import Finding
-from raygen.publish.night import Counts
+from raygen.publish.changes import Counts
 from raygen.publish.state import Night
-from raygen.publish.table import DataFile
+from raygen.publish.table import DataFile, PublishedTable
 from raygen.show import duration
 
 Status = Literal["published", "nothing to do", "audit failed"]
@@ -99,6 +100,18 @@ def night_report(
         files_rewritten=len(night.rewritten),
         seconds={step: round(value, 1) for step, value in seconds.items()},
     )
+
+
+def last_report(table: PublishedTable) -> RefreshReport | None:
+    """The report of the night that published a table's version."""
+    publication = table.publication()
+    if publication is None:
+        return None
+    try:
+        data = storage.read(storage.join(table.uri, f"_refresh/{publication.night}/refresh.json"))
+        return RefreshReport.model_validate_json(data)
+    except (storage.ObjectMissingError, ValidationError):
+        return None
 
 
 def compare_reports(tonight: RefreshReport, before: RefreshReport | None) -> Since | None:

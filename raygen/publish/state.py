@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raygen import storage
 from raygen.errors import UserError
-from raygen.publish.night import Counts
+from raygen.publish.changes import Counts
 from raygen.publish.table import PublishedTable, open_table
 
 LEASE = "_refresh/lease.json"
@@ -76,6 +76,14 @@ def pending_night(table_uri: str) -> Night | None:
         return None
 
 
+def finish_night(table_uri: str, night: Night) -> None:
+    """What follows a night's commit; may be done twice."""
+    folder = storage.join(table_uri, night.folder)
+    storage.put(storage.join(folder, MARK), b"")
+    storage.put(storage.join(table_uri, REPORT), storage.read(storage.join(folder, "refresh.json")))
+    storage.delete(storage.join(table_uri, PENDING))
+
+
 def all_nights(table_uri: str) -> dict[str, bool]:
     """The nights that left something -> whether they were published, by one listing."""
     prefix = f"{table_uri}/_refresh/"
@@ -97,6 +105,18 @@ def delete_night(table_uri: str, night: str) -> None:
     """Deletes all that a night left. What `all_nights` finds it by goes last."""
     for folder in (f"runs/{night}", f"_refresh/{night}"):
         delete_all([entry.uri for entry in storage.list_files(storage.join(table_uri, folder))])
+
+
+def delete_stale_nights(table_uri: str) -> None:
+    """Deletes what nights left behind that were never published and never will be."""
+    table = existing_table(table_uri)
+    nights = all_nights(table_uri)
+    stale = {name for name in nights if not nights[name] and int(name.split("-")[0]) <= table.version}
+    if stale:  # the mark may be missing: look at the log, and at the files
+        stale -= set(filter(table.has_published, stale))
+        stale -= {night for night in map(night_of, table.files()) if night}
+    for night in sorted(stale):
+        delete_night(table_uri, night)
 
 
 def put_table(uri: str, rows: pa.Table) -> None:

@@ -28,8 +28,8 @@ from factories import InProcess
 from raygen import storage
 from raygen.checkpoint import load_checkpoint
 from raygen.generate.shards import parquet_bytes
+from raygen.publish.changes import LEDGER_SCHEMA, keys_of, list_pool
 from raygen.publish.config import RefreshConfig
-from raygen.publish.night import LEDGER_SCHEMA, keys_of, list_pool
 from raygen.publish.refresh import refresh
 from raygen.publish.table import DataFile, Publication, create_table
 

@@ -10,8 +10,8 @@ from raygen import storage
 from raygen.checkpoint import Checkpoint
 from raygen.generate.config import GenerateConfig
 from raygen.publish.arrow import pc
+from raygen.publish.changes import LEDGER_SCHEMA, Change, compare, keys_of, list_pool, read_ledger
 from raygen.publish.config import RefreshConfig
-from raygen.publish.night import LEDGER_SCHEMA, Change, compare, keys_of, list_pool, read_ledger
 from raygen.publish.state import Night, put_table
 from raygen.publish.table import PublishedTable
 from raygen.records import digest

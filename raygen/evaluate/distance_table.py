@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import product as pairs
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,28 +12,26 @@ from raygen.evaluate import on_ray
 from raygen.evaluate.distances import Comparison, Distance, RealFeatures, gather_real, measure
 from raygen.evaluate.features import EXTRACTORS, PERCEPTUAL, seconds_per_image
 from raygen.evaluate.on_ray import Source
+from raygen.evaluate.plan import EvaluationPlan
 from raygen.evaluate.samples import GUIDANCES, Sample
 from raygen.records import MODES, NORMAL, digest
 from raygen.show import Counted
 
-if TYPE_CHECKING:
-    from raygen.evaluate.job import Evaluation
-
 _PHOTOS_PER_SOURCE = 256
 
 
-class Measuring:
-    """Measures the distance table.
+class DistanceTable:
+    """The rows of the distance table, to be measured.
 
     Raises:
         UserError: the extractor's package or weights are missing.
     """
 
-    def __init__(self, evaluation: "Evaluation", say: Callable[[str], None]) -> None:
-        self.evaluation, self.say = evaluation, say
-        self.config, self.real, self.chosen = evaluation.config, evaluation.real, evaluation.chosen
-        self.size = (evaluation.image_size, evaluation.channels)
-        self.rows = evaluation.comparisons
+    def __init__(self, plan: EvaluationPlan, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.config, self.real, self.chosen = plan.config, plan.real, plan.chosen
+        self.size = (plan.image_size, plan.channels)
+        self.rows = plan.comparisons
         self.names: dict[str, str] = {}  # what the distances are called, for their networks
         if self.rows:
             features, cpu = self.config.features, torch.device("cpu")
@@ -49,7 +46,7 @@ class Measuring:
                 perceptual = PERCEPTUAL[features.perceptual](features.perceptual_weights, cpu)
                 self.names["clustered"] = f"clustered {perceptual.name}"
 
-    def run(self) -> list[Distance]:
+    def measure(self) -> list[Distance]:
         """The table, in its order."""
         if not self.rows:
             return []

@@ -1,4 +1,4 @@
-"""What a night has the cluster do: generate, write files anew, inspect what was made."""
+"""The execution of a night on the cluster: samples generated, files written anew, what was made inspected."""
 
 import contextlib
 import functools
@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raygen import storage
-from raygen.data.runs import Manifest, ShardStats, done_shards, read_run
+from raygen.data.runs import MANIFEST, Manifest, ShardStats, done_shards, read_run, read_stats, stats_uri
 from raygen.errors import RejectsError, UserError
 from raygen.generate.config import GenerateConfig
 from raygen.generate.plan import roi_uri
 from raygen.publish.arrow import pc
+from raygen.publish.changes import read_ledger
 from raygen.publish.config import RefreshConfig
 from raygen.publish.files import (
     NORMALS_SCHEMA,
@@ -25,7 +26,6 @@ from raygen.publish.files import (
     inspect_file,
     rewrite_file,
 )
-from raygen.publish.night import read_ledger
 from raygen.publish.state import Night
 from raygen.publish.table import DataFile
 
@@ -36,7 +36,7 @@ A = TypeVar("A")
 R = TypeVar("R")
 
 
-class Work(Protocol):
+class Executor(Protocol):
     """Who does the work that grows with a night: a Ray cluster, or, in tests, this process."""
 
     def connected(self) -> contextlib.AbstractContextManager[None]: ...
@@ -78,7 +78,7 @@ def make_night(
     config: RefreshConfig,
     night: Night,
     held: Mapping[str, int],
-    work: Work,
+    executor: Executor,
     say: Say,
     reached: Callable[[str], None],
     clock: Clock,
@@ -89,7 +89,7 @@ def make_night(
         config: the recipe.
         night: what is to be done.
         held: the table's files, and their samples.
-        work: who does it.
+        executor: does it.
         say: takes each line for the user.
         reached: is told each step that is done.
         clock: takes its seconds.
@@ -98,11 +98,11 @@ def make_night(
         PromiseError: more normals are bad than allowed, or a published file is not what the log says.
         UserError: the checkpoint is another than the night was planned with.
     """
-    with work.connected():
-        made = _generate(config, night, work, say) if night.counts.work else Made()
+    with executor.connected():
+        made = _generate(config, night, executor, say) if night.counts.work else Made()
         clock.stop("generate")
         reached("generated")
-        rewritten = work.map(
+        rewritten = executor.map(
             functools.partial(rewrite_file, config.table), _rewrites(config.table, night, held)
         )
         clock.stop("rewrite")
@@ -110,10 +110,10 @@ def make_night(
         shards = made.manifest.shards if made.manifest else ()
         share = min(1.0, _MAX_SCORES / max(1, sum(stats.num_samples for stats in shards)))
         inspect = functools.partial(_inspect, config.table, night.run, share)
-        return made._replace(rewritten=rewritten, inspected=work.map(inspect, shards))
+        return made._replace(rewritten=rewritten, inspected=executor.map(inspect, shards))
 
 
-def _generate(config: RefreshConfig, night: Night, work: Work, say: Say) -> Made:
+def _generate(config: RefreshConfig, night: Night, executor: Executor, say: Say) -> Made:
     normals_uri = storage.join(config.table, night.folder, "work.parquet")
     output = storage.join(config.table, night.run)
     recipe = config.generate_config(normals_uri, output)
@@ -128,7 +128,7 @@ def _generate(config: RefreshConfig, night: Night, work: Work, say: Say) -> Made
             recipe = recipe.model_copy(update={"roi": None})  # other products have some, and nothing new
     done = done_shards(output)
     try:
-        manifest = work.generate(recipe, say)
+        manifest = executor.generate(recipe, say)
     except RejectsError as error:
         raise RejectsError(
             f"{error} (max_reject_rate is of the pool in the recipe, here {rate:.3g} of a night of "
@@ -159,3 +159,14 @@ def _rewrites(table_uri: str, night: Night, held: Mapping[str, int]) -> list[Rew
 
 def _inspect(table_uri: str, run: str, share: float, stats: ShardStats) -> Inspected:
     return inspect_file(table_uri, f"{run}/{stats.file}", stats, share)
+
+
+def forget_bad_shards(table_uri: str, night: Night, made: Made) -> None:
+    """The same work has the same name: what another attempt at a night may find otherwise is forgotten, that is
+    shards that are not as they were written, and those with bad normals."""
+    output = storage.join(table_uri, night.run)
+    damaged = {item.file.path for item in made.inspected if item.problem}
+    for stats in read_stats(output, done_shards(output)):
+        if stats.rejects or f"{night.run}/{stats.file}" in damaged:
+            storage.delete(storage.join(output, MANIFEST))
+            storage.delete(stats_uri(output, stats.shard))

@@ -1,13 +1,11 @@
-"""Networks of other packages: imported only when asked for, with weights by path, loaded without unpickling."""
+"""Pretrained networks: their weights by path, loaded without unpickling; and EfficientNet-Lite0."""
 
 import hashlib
-import importlib
 import io
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import safetensors.torch
@@ -16,20 +14,7 @@ from torch import Tensor, nn
 
 from raygen import storage
 from raygen.errors import UserError
-
-
-def require(module: str, extra: str) -> ModuleType:
-    """Imports a module of an optional package.
-
-    Raises:
-        UserError: it is not there, or does not import; names the extra to install.
-    """
-    try:
-        return importlib.import_module(module)
-    except Exception as error:  # torchvision beside another torch raises RuntimeError, say
-        package = module.split(".")[0]
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{package} does not import ({reason}); pip install 'raygen[{extra}]'") from None
+from raygen.evaluate.extras import require
 
 
 def read_weights(uri: str) -> bytes:

@@ -8,8 +8,8 @@ import pytest
 from raygen import storage
 from raygen.config import load_config
 from raygen.errors import UserError
+from raygen.publish.changes import LEDGER_SCHEMA, POOL_SCHEMA, Policy, compare
 from raygen.publish.config import RefreshConfig
-from raygen.publish.night import LEDGER_SCHEMA, POOL_SCHEMA, Policy, compare
 
 PRODUCTS = ["a", "b", "c"]
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import ValidationError
@@ -21,31 +20,29 @@ from raygen.evaluate.downstream import (
     Synthetic,
     seconds_per_image,
 )
-from raygen.evaluate.packages import read_weights, sha256
+from raygen.evaluate.plan import EvaluationPlan
+from raygen.evaluate.pretrained import read_weights, sha256
 from raygen.evaluate.samples import Cell, Sample
 from raygen.records import NORMAL, digest
 from raygen.show import Counted
 
-if TYPE_CHECKING:
-    from raygen.evaluate.job import Evaluation
 
-
-class Learning:
-    """Trains the classifiers.
+class ClassifierFits:
+    """The classifiers of an evaluation, to be trained.
 
     Raises:
         UserError: the backbone's package or weights are missing.
     """
 
-    def __init__(self, evaluation: "Evaluation", say: Callable[[str], None]) -> None:
+    def __init__(self, plan: EvaluationPlan, say: Callable[[str], None]) -> None:
         self.say = say
-        self.config, self.real, self.chosen = evaluation.config, evaluation.real, evaluation.chosen
-        self.size = (evaluation.image_size, evaluation.channels)
-        self.fits = evaluation.fits
+        self.config, self.real, self.chosen = plan.config, plan.real, plan.chosen
+        self.size = (plan.image_size, plan.channels)
+        self.fits = plan.fits
         if self.fits:
             Classifier(self.config.downstream, len(self.real.kinds))
 
-    def run(self) -> list[FitResult]:
+    def train(self) -> list[FitResult]:
         """Every training of the recipe, in its order; those that an earlier attempt has finished are read."""
         if not self.fits:
             return []

@@ -1,0 +1,173 @@
+"""What an evaluation compares, found and checked: the real photos, the samples, distances and classifiers."""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from raygen.errors import UserError
+from raygen.evaluate.config import EvaluateConfig
+from raygen.evaluate.distances import Comparison, plan_comparisons
+from raygen.evaluate.downstream import ALL, Fit, plan_fits
+from raygen.evaluate.real_photos import RealSet, count_cells
+from raygen.evaluate.samples import Cell, Chosen, choose_samples
+from raygen.records import MODES, NORMAL
+
+_FEW_PHOTOS = 15  # of a cell of the test split: one is more than 6 points of its error
+_FEWEST = 8  # samples of a cell that are chosen, whatever they are for
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What a config asks for, found and checked."""
+
+    config: EvaluateConfig
+    real: RealSet
+    chosen: Mapping[str, Chosen]  # by the run's name
+    image_size: int  # the samples'
+    channels: int
+
+    @classmethod
+    def prepare(cls, config: EvaluateConfig) -> "EvaluationPlan":
+        """Reads the defect set's listing and the runs' manifests; writes nothing.
+
+        Raises:
+            UserError: something is missing, does not fit together, or has been learned from that was held out.
+        """
+        real = RealSet.read(config)
+        used = [name for name in config.runs if name in {*config.distance_runs, *config.downstream_runs}]
+        chosen = {
+            name: choose_samples(
+                name, config.runs[name], _wanted(config, name, real), config.only_accepted, config.seed
+            )
+            for name in used or config.runs
+        }
+        sizes = {(one.run.image_size, one.run.channels) for one in chosen.values()}
+        if len(sizes) > 1:
+            told = ", ".join(
+                f"{name}: {one.run.image_size} px × {one.run.channels}" for name, one in chosen.items()
+            )
+            raise UserError(f"runs: made by models of different sizes ({told}); evaluate them one by one")
+        plan = cls(config, real, chosen, *sizes.pop())
+        if plan.fits:
+            real.check_held_out()
+        plan._refuse_leaks()
+        return plan
+
+    def _refuse_leaks(self) -> None:
+        """Raises UserError where samples were made of photos that are to judge them."""
+        for name, one in self.chosen.items():
+            samples = [sample for cell in one.cells.values() for sample in cell]
+            what = "references"
+            leaks = self.real.leaked_references({s.reference_uri for s in samples if s.reference_uri})
+            if not leaks and name in self.config.downstream_runs:
+                what = "normals"
+                leaks = self.real.leaked_normals({s.normal_sha256: s.normal_uri for s in samples})
+            if leaks:
+                raise UserError(
+                    f"runs.{name}: {len(leaks)} of its {what} are held-out photos, such as {leaks[0]}; they would "
+                    "be judged by what they were made of: train and generate from the split train alone"
+                )
+
+    @cached_property
+    def comparisons(self) -> list[Comparison]:
+        """The rows of the distance table; those of a run only where it has samples of all their cells."""
+        if not self.config.distance_runs:
+            return []
+        has_test = any(photo.defect_type != NORMAL for photo in self.real.test)
+        rows = plan_comparisons(self.config.distance_runs, self.real.cells, has_test)
+        return [
+            row
+            for row in rows
+            if row.run is None or self._has_all(row.run, row.what, row.among(self.real.cells))
+        ]
+
+    @cached_property
+    def fits(self) -> list[Fit]:
+        """The trainings of classifiers; those with samples only where a run has samples of all their cells."""
+        normals = {product: self.real.num_normals(product) for product in self.real.products}
+        fits = plan_fits(self.config.downstream, self.config.downstream_runs, normals)
+        return [fit for fit in fits if fit.run is None or self._can_fill(fit)]
+
+    def _can_fill(self, fit: Fit) -> bool:
+        assert fit.run is not None
+        cells = [cell for cell in self.real.cells if fit.scope in (ALL, cell[0])]
+        if not self._has_all(fit.run, fit.condition, cells):
+            return False
+        return fit.source is None or all(
+            any(
+                sample.reference_uri and self.real.product_of_reference(sample.reference_uri) == fit.source
+                for sample in self.chosen[fit.run].cells[*cell, "reference"]
+            )
+            for cell in cells
+        )
+
+    def _has_all(self, run: str, guidance: str, cells: Iterable[tuple[str, str]]) -> bool:
+        """Whether a run has samples of all cells, of a mode or for the mix."""
+        modes = [mode for mode in MODES if guidance in (mode, "mix")]
+        return all((*cell, mode) in self.chosen[run].cells for cell in cells for mode in modes)
+
+    def describe(self, say: Callable[[str], None]) -> None:
+        """Says what there is and what is to do."""
+        for split, photos in self.real.splits.items():
+            cells = ", ".join(f"{'/'.join(cell)} {count}" for cell, count in count_cells(photos).items())
+            say(f"{split}: {cells or 'no photos'}")
+        for name, one in self.chosen.items():
+            cells = ", ".join(
+                f"{'/'.join(cell)} {len(samples)}" for cell, samples in sorted(one.cells.items())
+            )
+            say(f"{name}: {cells}")
+        channels = f"{self.channels} channel{'s' * (self.channels > 1)}"
+        say(
+            f"{self.image_size} px, {channels}; {len(self.comparisons)} distances to measure, "
+            f"{len(self.fits)} classifiers to train"
+        )
+
+    def caveats(self) -> list[str]:
+        """What a reader of the figures must know of the data."""
+        found = [
+            f"All images were brought to the samples' {self.image_size} px, {self.channels} channel(s) first; at "
+            "another size other figures would come out.",
+            "Distances between sets of different sizes are not comparable as such: a Fréchet distance grows as "
+            "sets shrink. Compare rows with like numbers, and the kernel distance first.",
+        ]
+        if self.config.features.extractor != "inception":
+            found.append("The distances are not FID and KID: their features are another network's.")
+        test = count_cells(self.real.test)
+        few = [f"{'/'.join(cell)} {count}" for cell, count in test.items() if count < _FEW_PHOTOS]
+        if few:
+            found.append(
+                f"Few test photos: {', '.join(few)}; one of them moves its cell's error by many points."
+            )
+        if not any(kind != NORMAL for _, kind in test):
+            found.append("No defects are held out: there is no floor, and copies cannot be counted.")
+        for name, one in self.chosen.items():
+            missing = [(*cell, mode) for cell in self.real.cells for mode in MODES]
+            missing = ["/".join(cell) for cell in missing if cell not in one.cells]
+            if missing:
+                found.append(f"{name} has no samples of {', '.join(missing)}: what needs them is left out.")
+        if self.fits:
+            found.append(
+                "The spread is that of the classifiers' seeds: photos and samples are the same for all of them. "
+                "Other test photos would give other errors."
+            )
+        found.append(
+            "Each checkpoint is one training: another seed may do better or worse. (`train` chooses its best "
+            "checkpoint on the split val, which here chooses a classifier's epoch.)"
+        )
+        return found
+
+
+def _wanted(config: EvaluateConfig, name: str, real: RealSet) -> dict[Cell, int]:
+    """How many samples of each cell a run is asked for: at least a few, for the sheets."""
+    wanted: dict[Cell, int] = {}
+    for cell, mode in itertools.product(real.cells, MODES):
+        counts = [_FEWEST]
+        if name in config.distance_runs:
+            counts.append(config.distances.samples_per_cell)
+        if name in config.downstream_runs:
+            fill = min(max(config.downstream.sizes), real.num_normals(cell[0]))
+            by_source = config.downstream.cross_domain and mode == "reference"
+            counts.append(fill * len(real.products) if by_source else fill)  # about as many from each product
+        wanted[*cell, mode] = max(counts)
+    return wanted
