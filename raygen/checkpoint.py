@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -48,7 +48,7 @@ class CheckpointConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    family: Literal["dtgan", "stylegan2", "dfmgan", "null"]
+    family: str  # a name in raygen.families.FAMILIES
     model: dict[str, Any]  # the family's own sizes
     image_size: int
     channels: int
@@ -58,11 +58,6 @@ class CheckpointConfig(BaseModel):
     trained_on: str  # for a person: which images, which command
     training: dict[str, Any] = {}  # for the record: recipe, seconds, validation; decides nothing
     files: dict[str, str] = {}  # name -> SHA-256
-
-    @property
-    def is_joint(self) -> bool:
-        """Whether one decoder makes whole images, without defect layers: ladder (a) to (d)."""
-        return self.model.get("decoders") == "joint"
 
 
 @dataclass(frozen=True)
@@ -194,12 +189,12 @@ def _best(uri: str) -> str | None:
 
 
 def _null_checkpoint(uri: str) -> Checkpoint:
-    match = re.fullmatch(r"null:(\d+)x([13])", uri)
+    match = re.fullmatch(r"(null):(\d+)x([13])", uri)
     if not match:
         raise UserError(f"{uri}: write null:SIZExCHANNELS, say null:128x1 or null:256x3")
-    size, channels = map(int, match.groups())
+    family, size, channels = match[1], int(match[2]), int(match[3])
     config = CheckpointConfig(
-        family="null",
+        family=family,
         model={},
         image_size=size,
         channels=channels,

@@ -24,15 +24,17 @@ from raygen.checkpoint import (
     save_checkpoint,
 )
 from raygen.data.runs import Manifest, ShardStats
+from raygen.families.dfmgan.networks import DFMGANConfig, DFMGANGenerator
+from raygen.families.dtgan.joint import build_generator
+from raygen.families.dtgan.networks import Discriminator, MappingNetwork
+from raygen.families.dtgan.sizes import DTGANConfig
+from raygen.families.family import DefectGenerator
+from raygen.families.stylegan2.networks import StyleGAN2Config
 from raygen.generate.config import GateConfig, GenerateConfig
 from raygen.generate.plan import open_run
-from raygen.generate.sampling import DefectGenerator, Samples, Windows, sample
+from raygen.generate.sampling import Samples, Windows, sample
 from raygen.generate.shards import write_manifest
 from raygen.generate.stages import GenerateActor, read_shard, write_shard
-from raygen.models.dfmgan import DFMGANConfig, DFMGANGenerator
-from raygen.models.dtgan import Discriminator, DTGANConfig, MappingNetwork
-from raygen.models.joint import build_generator
-from raygen.models.stylegan2 import StyleGAN2Config
 from raygen.records import SampleRequest
 
 A = TypeVar("A")
@@ -242,7 +244,7 @@ def write_split_set(uri: str, splits: Mapping[str, tuple[int, int]], size: int =
 
 
 class InProcess:
-    """`raygen.publish.refresh.Work` without Ray: the same stages and functions, one after the other, here."""
+    """`raygen.publish.execution.Executor` without Ray: the same stages and functions, one after the other, here."""
 
     def __init__(self) -> None:
         self.normals = 0  # generated for

@@ -7,22 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raygen.models.dfmgan import DFMGANConfig
-from raygen.models.stylegan2 import StyleGAN2Config
-from raygen.train import dfmgan, stylegan2
-from raygen.train.config import (
-    DFMGANTrainConfig,
-    StyleGAN2TrainConfig,
-)
-from raygen.train.dfmgan import DFMGANTraining
-from raygen.train.gan_batches import (
-    GANBatch,
-    GANBatchMaker,
-    LatentSizes,
-    to_gan_batch,
-)
-from raygen.train.loop import Terms, World
-from raygen.train.stylegan2 import StyleGAN2Training
+from raygen.families.dfmgan import step as dfmgan
+from raygen.families.dfmgan.config import DFMGANTrainConfig
+from raygen.families.dfmgan.networks import DFMGANConfig
+from raygen.families.dfmgan.step import DFMGANTraining
+from raygen.families.stylegan2 import step as stylegan2
+from raygen.families.stylegan2.batches import GANBatch, GANBatchMaker, LatentSizes, to_gan_batch
+from raygen.families.stylegan2.config import StyleGAN2TrainConfig
+from raygen.families.stylegan2.networks import StyleGAN2Config
+from raygen.families.stylegan2.step import StyleGAN2Training
+from raygen.families.world import Terms, World
 
 CPU = torch.device("cpu")
 SIZES = StyleGAN2Config(

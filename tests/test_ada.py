@@ -12,7 +12,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from raygen.models.ada import NUM_DRAWS, SYM6, AugmentConfig, Controller, augment, lowpass
+from raygen.families.stylegan2.ada import NUM_DRAWS, SYM6, AugmentConfig, Controller, augment, lowpass
 
 # What each of an image's numbers is for; those with "?" say whether the transform applies.
 UNIFORMS = (

@@ -7,7 +7,7 @@ import pytest
 import torch
 from training import SIZES, batch_maker
 
-from raygen.train.batches import Balance, Sampler, augmented, to_batch
+from raygen.families.dtgan.batches import Balance, Sampler, augmented, to_batch
 
 # Two products: 50 normals, 5 scratches and 1 spot of the first; 10 normals and 20 scratches of the second.
 CELLS = {(0, 0): 50, (0, 1): 5, (0, 2): 1, (1, 0): 10, (1, 1): 20}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raygen.models.dfmgan import (
+from raygen.families.dfmgan.networks import (
     DFMGANConfig,
     DFMGANGenerator,
     Normals,
@@ -17,7 +17,7 @@ from raygen.models.dfmgan import (
     full_mask,
     gate,
 )
-from raygen.models.stylegan2 import State, StyledConv, StyleGAN2Config, SynthesisBlock
+from raygen.families.stylegan2.networks import State, StyledConv, StyleGAN2Config, SynthesisBlock
 
 BACKBONE = StyleGAN2Config(
     image_size=32, channels=1, num_products=2, latent_dim=8, w_dim=8, channel_base=256, channel_max=16

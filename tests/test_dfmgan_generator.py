@@ -14,20 +14,23 @@ from raygen.checkpoint import Checkpoint, export_checkpoint, load_checkpoint
 from raygen.data.pool import drawn_sha256, index_pool
 from raygen.data.runs import done_shards, read_shard, read_stats
 from raygen.errors import UserError
-from raygen.generate.config import GateConfig, GenerateConfig, InvertConfig
+from raygen.families.dfmgan.generator import DFMGANSampler
+from raygen.families.dfmgan.inversion import invert
+from raygen.families.dfmgan.networks import DFMGANGenerator, full_mask
+from raygen.families.dtgan.config import DTGANTrainConfig
+from raygen.families.photos import DefectSet
+from raygen.families.recipes import InvertConfig
+from raygen.families.stylegan2.generator import draw
+from raygen.families.stylegan2.networks import repeat_w
+from raygen.generate.config import GateConfig, GenerateConfig
 from raygen.generate.defect_set import write_defect_set
-from raygen.generate.dfmgan import DFMGANSampler, draw, invert
 from raygen.generate.plan import choose_requests
 from raygen.generate.reproduce import reproduce
 from raygen.generate.sampling import Windows, sample
 from raygen.generate.sheet import contact_sheet
 from raygen.generate.verify import verify_run
 from raygen.images import decode, encode_png, from_model
-from raygen.models.dfmgan import DFMGANGenerator, full_mask
-from raygen.models.stylegan2 import repeat_w
 from raygen.records import NORMAL, plan_requests, sample_seed
-from raygen.train.config import TrainConfig
-from raygen.train.photos import DefectSet
 
 ANY = GateConfig(min_mask_area=None, max_attempts=1)
 
@@ -328,9 +331,9 @@ def test_a_run_becomes_a_defect_set_for_dtgan_to_learn_from(checkpoint: Checkpoi
     real = tmp_path / "real"
     for name, pixels in surfaces.defect_set(2, 1, 0, size=32):
         storage.put(f"{real}/{name}", encode_png(pixels.reshape(32, 32, 1)))
-    alone = DefectSet.read(TrainConfig(defects=str(real), output="out"))
+    alone = DefectSet.read(DTGANTrainConfig(defects=str(real), output="out"))
     both = DefectSet.read(
-        TrainConfig(defects=str(real), output="out", more_defects=str(tmp_path / "synthetic"))
+        DTGANTrainConfig(defects=str(real), output="out", more_defects=str(tmp_path / "synthetic"))
     )
     assert len(both.photos) == len(alone.photos) + count
     synthetic = [photo for photo in both.photos if "/synthetic/" in photo.uri]

@@ -8,11 +8,12 @@ from training import metrics, worker_killed_after_a_checkpoint, write_defect_set
 from raygen import storage
 from raygen.checkpoint import JUDGE, load_checkpoint
 from raygen.data.defects import list_defect_set
+from raygen.families.dfmgan.config import DFMGANTrainConfig
+from raygen.families.stylegan2.config import StyleGAN2TrainConfig
 from raygen.generate.config import ComputeConfig, GenerateConfig
 from raygen.generate.defect_set import write_defect_set as write_synthetic
 from raygen.generate.job import CONTACT_SHEET, generate
 from raygen.generate.verify import verify_run
-from raygen.train.config import DFMGANTrainConfig, StyleGAN2TrainConfig
 from raygen.train.folder import TrainingFolder
 from raygen.train.job import train
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raygen.models.blocks import (
+from raygen.families.blocks import (
     AdaIN,
     Noise,
     NoisyResBlock,
@@ -22,16 +22,14 @@ from raygen.models.blocks import (
     compose_resampling,
     linear_by_row,
 )
-from raygen.models.dtgan import (
-    NORMAL,
-    PRESETS,
+from raygen.families.dtgan.networks import (
     Discriminator,
-    DTGANConfig,
     Generator,
     MappingNetwork,
     NoisyConv,
     StyleContentEncoder,
 )
+from raygen.families.dtgan.sizes import NORMAL, PRESETS, DTGANConfig
 
 PAPER = PRESETS["paper-128"]
 TINY = DTGANConfig(image_size=32, width=1 / 32, num_products=2)

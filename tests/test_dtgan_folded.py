@@ -8,14 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raygen.models.dtgan import PRESETS, Discriminator, DTGANConfig, Generator, compose
-from raygen.models.dtgan_folded import (
+from raygen.families.dtgan.folded import (
     FoldedDiscriminator,
     FoldedGenerator,
     fused_kernel,
     pooled_kernel,
     upsampled_kernel,
 )
+from raygen.families.dtgan.networks import Discriminator, Generator, compose
+from raygen.families.dtgan.sizes import PRESETS, DTGANConfig
 
 TINY = DTGANConfig(image_size=32, width=1 / 32)
 """Its last background block keeps the width: no convolution on that skip."""

@@ -10,15 +10,9 @@ import torch
 from gan_training import DEFECTS, SIZES, AnyConfig, batch, maker, recipe1, recipe2
 
 from raygen.data.defects import Photo
-from raygen.models.ada import NUM_DRAWS
-from raygen.train.gan_batches import (
-    DISCRIMINATOR,
-    GENERATOR,
-    GANBatchMaker,
-    LatentSizes,
-    cells_of,
-)
-from raygen.train.photos import DefectSet
+from raygen.families.photos import DefectSet
+from raygen.families.stylegan2.ada import NUM_DRAWS
+from raygen.families.stylegan2.batches import DISCRIMINATOR, GENERATOR, GANBatchMaker, LatentSizes, cells_of
 
 
 @pytest.fixture(autouse=True)

@@ -18,25 +18,20 @@ from raygen import images, surfaces
 from raygen.checkpoint import GENERATOR as WEIGHTS
 from raygen.checkpoint import CheckpointConfig, save_checkpoint
 from raygen.errors import UserError
-from raygen.models.ada import AugmentConfig
-from raygen.models.dfmgan import DFMGANConfig, DFMGANGenerator
-from raygen.models.stylegan2 import StyleGAN2Config
-from raygen.train import stylegan2
-from raygen.train.config import (
-    AdaptiveConfig,
-    DFMGANTrainConfig,
-    StyleGAN2TrainConfig,
-    TrainConfig,
-    TrainingConfig,
-    load_train_config,
-    parse_train_config,
-)
-from raygen.train.dfmgan_family import DFMGANFamily
-from raygen.train.families import family_of, name_of
+from raygen.families.dfmgan.config import DFMGANTrainConfig
+from raygen.families.dfmgan.networks import DFMGANConfig, DFMGANGenerator
+from raygen.families.dfmgan.training import DFMGANTrainer
+from raygen.families.dtgan.config import DTGANTrainConfig
+from raygen.families.photos import TRAINING_SPLITS, DefectSet
+from raygen.families.recipes import TrainingConfig
+from raygen.families.stylegan2 import step as stylegan2
+from raygen.families.stylegan2.ada import AugmentConfig
+from raygen.families.stylegan2.config import AdaptiveConfig, StyleGAN2TrainConfig
+from raygen.families.stylegan2.networks import StyleGAN2Config
+from raygen.families.stylegan2.step import StyleGAN2Training
+from raygen.families.stylegan2.training import StyleGAN2Trainer
+from raygen.train.config import load_train_config, name_of, parse_train_config, trainer_of
 from raygen.train.folder import TrainingRun
-from raygen.train.photos import TRAINING_SPLITS, DefectSet
-from raygen.train.stylegan2 import StyleGAN2Training
-from raygen.train.stylegan2_family import StyleGAN2Family
 
 
 @pytest.fixture(autouse=True)
@@ -52,8 +47,8 @@ PLACES = ("defects=/d", "output=/o", "backbone=/b")
 @pytest.mark.parametrize(
     ("overrides", "kind", "family"),
     [
-        (PLACES[:2], TrainConfig, "dtgan"),
-        (("family=dtgan", *PLACES[:2]), TrainConfig, "dtgan"),
+        (PLACES[:2], DTGANTrainConfig, "dtgan"),
+        (("family=dtgan", *PLACES[:2]), DTGANTrainConfig, "dtgan"),
         (("family=stylegan2", *PLACES[:2]), StyleGAN2TrainConfig, "stylegan2"),
         (("family=dfmgan", *PLACES), DFMGANTrainConfig, "dfmgan"),
     ],
@@ -130,7 +125,7 @@ def load(family: str, *overrides: str) -> Any:
 
 def open_family(config: AnyConfig) -> tuple[Any, DefectSet]:
     """The family as a new training has it, and all of its photos."""
-    model, photos = family_of(config).draft(config)
+    model, photos = trainer_of(config).draft(config)
     run = TrainingRun(
         config=config.model_dump(mode="json"),
         photos="",
@@ -139,7 +134,7 @@ def open_family(config: AnyConfig) -> tuple[Any, DefectSet]:
         model=model,
         command="",
     )
-    return family_of(config)(config, run), photos
+    return trainer_of(config)(config, run), photos
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +167,7 @@ def stage1(tmp_path_factory: pytest.TempPathFactory) -> Stage1:
 
 def test_stage_1_learns_normals_and_counts_products(stage1: Stage1) -> None:
     config = load("stylegan2", f"defects={stage1.defects}", *(f"model.{size}" for size in MODEL))
-    model, photos = StyleGAN2Family.draft(config)
+    model, photos = StyleGAN2Trainer.draft(config)
     assert StyleGAN2Config(**model) == replace(SIZES, num_products=3)
     assert {photo.defect_type for photo in photos.photos} == {"normal"}
     assert photos.products == tuple(sorted(surfaces.PRODUCTS))
@@ -201,7 +196,7 @@ def test_stage_2_stands_on_what_stage_1_left(stage1: Stage1) -> None:
     """Its sizes, its averaged weights, its discriminator; and learns defects with their masks."""
     config = load("dfmgan", f"defects={stage1.defects}", f"backbone={stage1.checkpoint}", "model.start=16")
     family, photos = open_family(config)
-    assert isinstance(family, DFMGANFamily)
+    assert isinstance(family, DFMGANTrainer)
     assert family.sizes == DFMGANConfig(replace(SIZES, num_products=3), num_types=2, start=16)
     assert {photo.defect_type for photo in photos.photos} == set(surfaces.DEFECT_TYPES)
     training = family.start(CPU)
@@ -303,5 +298,5 @@ def test_what_cannot_be_trained_is_one_line(
     backbone = [f"backbone={stage1.checkpoint}"] if family == "dfmgan" else []
     config = load(family, f"defects={stage1.defects}", *backbone, *given)
     with pytest.raises(UserError, match=message) as caught:
-        family_of(config).draft(config)
+        trainer_of(config).draft(config)
     assert "\n" not in str(caught.value)

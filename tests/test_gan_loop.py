@@ -28,14 +28,11 @@ from gan_training import (
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
 
-from raygen.train.family import Fields
-from raygen.train.gan_batches import (
-    GANBatch,
-    Latents,
-    to_gan_batch,
-)
-from raygen.train.loop import DivergedError, Terms, World, train
-from raygen.train.stylegan2 import StyleGAN2Training
+from raygen.families.family import Fields
+from raygen.families.stylegan2.batches import GANBatch, Latents, to_gan_batch
+from raygen.families.stylegan2.step import StyleGAN2Training
+from raygen.families.world import Terms, World
+from raygen.train.loop import DivergedError, train
 
 
 @pytest.fixture(autouse=True)

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from raygen.families.family import Made, TakesPhotographs, Views
 from raygen.generate.config import GateConfig
 from raygen.generate.gate import RULES, failed_rule, merit
-from raygen.generate.sampling import Made, TakesPhotographs, Views, Windows, sample
+from raygen.generate.sampling import Windows, sample
 from raygen.records import SCORES, SampleRequest
 
 GOOD = {

@@ -10,10 +10,12 @@ from factories import TINY, make_samples, write_checkpoint
 from raygen import storage, surfaces
 from raygen.checkpoint import GENERATOR, REFERENCE_CODES, Checkpoint, load_checkpoint
 from raygen.errors import UserError
+from raygen.families import load_generator
+from raygen.families.dtgan.generator import DTGANGenerator
+from raygen.families.dtgan.networks import Generator, MappingNetwork
+from raygen.families.dtgan.sizes import DTGANConfig
 from raygen.generate.config import GenerateConfig
-from raygen.generate.generators import DTGANGenerator, load_generator
 from raygen.images import to_model
-from raygen.models.dtgan import DTGANConfig, Generator, MappingNetwork
 from raygen.records import MODES, SampleRequest, plan_requests
 
 REQUESTS = plan_requests(surfaces.DEFECT_TYPES, MODES, 2)

@@ -18,8 +18,8 @@ from factories import bad_files, image_digests, reject_reasons, write_checkpoint
 
 from raygen import storage
 from raygen.data.runs import done_shards
+from raygen.families.dtgan.sizes import PRESETS
 from raygen.generate.verify import verify_run
-from raygen.models.dtgan import PRESETS
 
 pytestmark = pytest.mark.slow
 

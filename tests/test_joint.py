@@ -9,18 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from raygen.models.blocks import Noise
-from raygen.models.dtgan import (
-    LADDER,
-    NORMAL,
-    PRESETS,
-    Discriminator,
-    DTGANConfig,
-    Generator,
-    MappingNetwork,
-    StyleContentEncoder,
-)
-from raygen.models.joint import JointGenerator, build_generator
+from raygen.families.blocks import Noise
+from raygen.families.dtgan.joint import JointGenerator, build_generator
+from raygen.families.dtgan.networks import Discriminator, Generator, MappingNetwork, StyleContentEncoder
+from raygen.families.dtgan.sizes import LADDER, NORMAL, PRESETS, DTGANConfig
 
 TINY = DTGANConfig(image_size=32, width=1 / 16, num_products=2)
 RUNGS = {rung: replace(TINY, **options) for rung, options in LADDER.items()}

@@ -11,14 +11,15 @@ from factories import TINY, make_samples, write_checkpoint, write_pool
 from raygen import storage, surfaces
 from raygen.checkpoint import GENERATOR, REFERENCE_CODES, Checkpoint
 from raygen.errors import UserError
+from raygen.families import load_generator
+from raygen.families.dtgan.joint import JointGenerator
+from raygen.families.dtgan.joint_generator import JointDTGANGenerator
+from raygen.families.dtgan.networks import MappingNetwork
+from raygen.families.dtgan.sizes import LADDER, DTGANConfig
 from raygen.generate.config import GenerateConfig
-from raygen.generate.generators import load_generator
-from raygen.generate.joint import JointDTGANGenerator
 from raygen.generate.plan import open_run, read_plan
 from raygen.generate.stages import GenerateActor, read_planned
 from raygen.images import to_model
-from raygen.models.dtgan import LADDER, DTGANConfig, MappingNetwork
-from raygen.models.joint import JointGenerator
 from raygen.records import MODES, SCORES, SampleRequest, plan_requests
 
 REQUESTS = plan_requests(surfaces.DEFECT_TYPES, MODES, 1)

@@ -1,7 +1,9 @@
 """The house's rules of who may import whom hold."""
 
 import ast
+import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,9 @@ MODULES = sorted(ROOT.glob("raygen/**/*.py")) + sorted(ROOT.glob("jobs/*.py"))
 # Imports point to the left (a lower number), or stay in the layer.
 LAYERS = [
     {"errors", "records", "images", "storage", "checkpoint", "surfaces", "show", "relay"},
-    {"models", "data"},
     {"config", "resources", "on_ray"},
+    {"data"},
+    {"families"},
     {"train", "generate", "evaluate"},
     {"publish"},
     {"demo"},
@@ -30,7 +33,9 @@ ONLY_IN = {
     "pyarrow.fs": {"storage"},
     "deltalake": {"publish/table"},
 }
-NO_TORCH = ("data/pool", "data/defects", "generate/plan", "generate/shards", "publish/")
+NO_TORCH = ("data/", "generate/plan", "generate/shards", "publish/")
+NETWORKS = ("blocks", "networks", "folded", "joint", "ada", "losses")
+ROOMS = sorted(path.parent.name for path in ROOT.glob("raygen/families/*/__init__.py"))
 
 
 def imports(path: Path) -> set[str]:
@@ -82,11 +87,38 @@ def test_guarded_packages_stay_in_their_rooms(path: Path) -> None:
                 assert name in rooms or name == "jobs", f"{name} imports {module}"
         if module.split(".")[0] == "torch":
             assert not name.startswith(NO_TORCH), f"{name} imports {module}"
-        if name.startswith("models/"):
+        if name.startswith("families/") and path.stem in NETWORKS:
             assert module.split(".")[0] in {"torch", "raygen"} | STANDARD, f"{name} imports {module}"
 
 
-STANDARD = {"abc", "collections", "dataclasses", "functools", "itertools", "math", "typing"}
+STANDARD = {"abc", "collections", "contextlib", "dataclasses", "functools", "itertools", "math", "typing"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_family_knows_no_other_but_a_backbone(path: Path) -> None:
+    room = path.parent.name
+    if room in ROOMS:
+        for module in imports(path):
+            other = next((name for name in ROOMS if module.startswith(f"raygen.families.{name}.")), room)
+            assert other == room or (room, other) == ("dfmgan", "stylegan2"), (
+                f"{name_of(path)} imports {module}"
+            )
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_nothing_outside_the_families_asks_which_one_it_is(path: Path) -> None:
+    if not name_of(path).startswith("families/"):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            named = re.search(
+                rf"""["']({"|".join(ROOMS)}|null)["']|families\.({"|".join(ROOMS)}|null)\b""", line
+            )
+            assert not named, f"{name_of(path)}:{number} names a family: {line.strip()}"
+
+
+def test_what_plans_and_publishes_needs_no_torch() -> None:
+    modules = "raygen.cli, raygen.families, raygen.generate.plan, raygen.publish.refresh"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_top_level_holds_what_was_agreed() -> None:

@@ -7,15 +7,16 @@ import pytest
 import torch
 from training import SIZES, batch_maker, recipe
 
-from raygen.train.batches import Batch, to_batch
-from raygen.train.config import TrainConfig
-from raygen.train.dtgan import Training, iterate
-from raygen.train.loop import DivergedError, Terms, World, train
+from raygen.families.dtgan.batches import Batch, to_batch
+from raygen.families.dtgan.config import DTGANTrainConfig
+from raygen.families.dtgan.step import Training, iterate
+from raygen.families.world import Terms, World
+from raygen.train.loop import DivergedError, train
 
 CPU = torch.device("cpu")
 
 
-def batches(training: Training, config: TrainConfig) -> Iterator[Batch]:
+def batches(training: Training, config: DTGANTrainConfig) -> Iterator[Batch]:
     make = batch_maker()
     for seen in range(training.images_seen, config.images, config.batch_per_worker):
         yield to_batch(make(World().numbers(seen, config)))
@@ -36,7 +37,7 @@ class Told:
 
 
 def run(
-    training: Training, config: TrainConfig, note: Callable[[Training, dict[str, float]], None]
+    training: Training, config: DTGANTrainConfig, note: Callable[[Training, dict[str, float]], None]
 ) -> list[int]:
     """Trains to the end; returns when checkpoints were due."""
     told = Told(note)
@@ -48,7 +49,7 @@ def run(
     return told.checkpoints
 
 
-def losses_of(training: Training, config: TrainConfig) -> list[tuple[int, dict[str, float]]]:
+def losses_of(training: Training, config: DTGANTrainConfig) -> list[tuple[int, dict[str, float]]]:
     found = []
     run(training, config, lambda now, losses: found.append((now.images_seen, losses)))
     return found

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from raygen.train import losses
-from raygen.train.config import LossConfig, OptimizerConfig
+from raygen.families.dtgan import losses
+from raygen.families.dtgan.config import LossConfig, OptimizerConfig
+from raygen.families.losses import adversarial, r1
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -21,26 +22,26 @@ def test_adversarial_is_binary_cross_entropy() -> None:
         wanted = torch.nn.functional.binary_cross_entropy_with_logits(
             logits.float(), torch.full((50,), float(real))
         )
-        assert losses.adversarial(logits, real).item() == pytest.approx(wanted.item(), rel=1e-6)
+        assert adversarial(logits, real).item() == pytest.approx(wanted.item(), rel=1e-6)
 
 
 def test_adversarial_stays_finite_where_the_discriminator_is_sure() -> None:
-    assert losses.adversarial(torch.tensor([-1e4]), real=True).item() == pytest.approx(1e4)
-    assert losses.adversarial(torch.tensor([1e4]), real=True).item() == 0
+    assert adversarial(torch.tensor([-1e4]), real=True).item() == pytest.approx(1e4)
+    assert adversarial(torch.tensor([1e4]), real=True).item() == 0
 
 
 def test_r1_of_a_linear_discriminator_is_half_its_squared_weights() -> None:
     weights = rand(3, 8, 8)
     for n in (1, 4):
         x = rand(n, 3, 8, 8, seed=1).requires_grad_()
-        penalty = losses.r1((x * weights).sum(dim=(1, 2, 3)), x)
+        penalty = r1((x * weights).sum(dim=(1, 2, 3)), x)
         assert penalty.item() == pytest.approx(0.5 * weights.square().sum().item())
 
 
 def test_r1_trains_the_discriminator() -> None:
     weights = rand(3, 8, 8).requires_grad_()
     x = rand(2, 3, 8, 8, seed=1).requires_grad_()
-    losses.r1((x * weights).sum(dim=(1, 2, 3)), x).backward()
+    r1((x * weights).sum(dim=(1, 2, 3)), x).backward()
     assert weights.grad is not None
     torch.testing.assert_close(weights.grad, weights.detach())  # of w²/2
 
@@ -112,7 +113,7 @@ def test_losses_of_equal_parts_average_to_the_whole_batch_s() -> None:
     logits, wanted = rand(8, 3, seed=3), torch.arange(8) % 3
     for loss in (
         lambda rows: losses.cycle(a[rows], b[rows]),
-        lambda rows: losses.adversarial(logits[rows, 0], True),
+        lambda rows: adversarial(logits[rows, 0], True),
         lambda rows: losses.classification(logits[rows], wanted[rows]),
         lambda rows: losses.diversity([a[rows], b[rows], 2 * a[rows]]),
     ):

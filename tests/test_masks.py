@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from raygen.generate.config import MaskConfig
-from raygen.generate.masks import boxes, confine, find_defects, surroundings
+from raygen.families.masks import boxes, confine, find_defects, surroundings
+from raygen.families.recipes import MaskConfig
 
 PLAIN = MaskConfig(threshold=10, noise_factor=4, peak_share=0, spread=0.5, close=0, min_area=0)
 

@@ -11,11 +11,13 @@ from factories import TINY, make_samples, write_checkpoint
 from raygen import surfaces
 from raygen.checkpoint import JUDGE, REFERENCE_CODES, Checkpoint, load_checkpoint
 from raygen.errors import UserError
+from raygen.families import load_generator
+from raygen.families.dtgan.generator import DTGANGenerator
+from raygen.families.dtgan.networks import Discriminator
+from raygen.families.dtgan.scores import Novelty
+from raygen.families.scores import contrast, preservation
 from raygen.generate.config import GateConfig, GenerateConfig
-from raygen.generate.generators import DTGANGenerator, load_generator
-from raygen.generate.scores import Novelty, contrast, preservation
 from raygen.images import to_model
-from raygen.models.dtgan import Discriminator
 from raygen.records import MODES, SCORES, plan_requests
 
 REQUESTS = plan_requests(surfaces.DEFECT_TYPES, MODES, 1)

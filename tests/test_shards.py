@@ -26,8 +26,8 @@ from raygen.data.runs import (
     sum_cells,
 )
 from raygen.errors import PromiseError, UserError
+from raygen.families.masks import boxes
 from raygen.generate.config import GenerateConfig, Layout
-from raygen.generate.masks import boxes
 from raygen.generate.plan import open_run, read_plan
 from raygen.generate.shards import Encoded, write_manifest, write_shard
 from raygen.generate.verify import verify_run

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from scipy.signal import convolve2d
 from torch import Tensor, nn
 
-from raygen.models.stylegan2 import (
+from raygen.families.losses import r1
+from raygen.families.stylegan2.networks import (
     Backbone,
     Discriminator,
     EqualLinear,
@@ -30,7 +31,6 @@ from raygen.models.stylegan2 import (
     upfirdn,
     upsample,
 )
-from raygen.train.losses import r1
 
 TINY = StyleGAN2Config(
     image_size=32, channels=1, num_products=2, latent_dim=8, w_dim=8, channel_base=256, channel_max=16

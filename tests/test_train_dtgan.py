@@ -13,11 +13,10 @@ from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 from training import SIZES, batch, batch_maker, recipe
 
-from raygen.models.dtgan import LADDER
-from raygen.records import MODES, Mode
-from raygen.train.batches import to_batch
-from raygen.train.config import LossConfig
-from raygen.train.dtgan import (
+from raygen.families.dtgan.batches import to_batch
+from raygen.families.dtgan.config import LossConfig
+from raygen.families.dtgan.sizes import LADDER
+from raygen.families.dtgan.step import (
     Networks,
     Training,
     build_networks,
@@ -28,6 +27,7 @@ from raygen.train.dtgan import (
     generator_terms,
     iterate,
 )
+from raygen.records import MODES, Mode
 
 CPU = torch.device("cpu")
 

@@ -30,18 +30,13 @@ from gan_training import (
 )
 from torch import Tensor, nn
 
-from raygen.models.dfmgan import DFMGANGenerator
-from raygen.models.stylegan2 import Backbone, MappingNetwork, repeat_w, upsample
-from raygen.train import losses, stylegan2
-from raygen.train.config import (
-    AdaptiveConfig,
-)
-from raygen.train.gan_batches import (
-    DISCRIMINATOR,
-    GENERATOR,
-    GANBatch,
-)
-from raygen.train.stylegan2 import StyleGAN2Training
+from raygen.families.dfmgan.networks import DFMGANGenerator
+from raygen.families.losses import r1
+from raygen.families.stylegan2 import step as stylegan2
+from raygen.families.stylegan2.batches import DISCRIMINATOR, GENERATOR, GANBatch
+from raygen.families.stylegan2.config import AdaptiveConfig
+from raygen.families.stylegan2.networks import Backbone, MappingNetwork, repeat_w, upsample
+from raygen.families.stylegan2.step import StyleGAN2Training
 
 
 @pytest.fixture(autouse=True)
@@ -189,7 +184,7 @@ def test_lazy_steps_weigh_so_much_more() -> None:
     training, some = start1(config), batch(config)
     iterated(training, some, config)
     x = some.x.clone().requires_grad_()
-    penalty = losses.r1(training.discriminator(x, some.product), x)
+    penalty = r1(training.discriminator(x, some.product), x)
     same_gradients(training.discriminator, gradients(penalty, training.discriminator), 5 * config.r1_every)
     lengths = stylegan2.path_lengths(training.backbone, some, config)
     spread = (lengths - training.path_mean).square().mean()
@@ -202,10 +197,10 @@ def test_lazy_steps_of_stage_2_weigh_so_much_more() -> None:
     training, some = start2(config), batch(config)
     iterated(training, some, config)
     x = some.x.clone().requires_grad_()
-    penalty = losses.r1(training.discriminator(x, 2 * some.product + some.defect_type), x)
+    penalty = r1(training.discriminator(x, 2 * some.product + some.defect_type), x)
     same_gradients(training.discriminator, gradients(penalty, training.discriminator), 5 * config.r1_every)
     pairs = torch.cat([some.x, some.masks], dim=1).requires_grad_()
-    penalty = losses.r1(training.matcher(pairs, some.defect_type), pairs)
+    penalty = r1(training.matcher(pairs, some.defect_type), pairs)
     same_gradients(training.matcher, gradients(penalty, training.matcher), 5 * config.r1_every)
 
 

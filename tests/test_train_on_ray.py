@@ -11,11 +11,11 @@ from training import RECIPE, metrics, recipe, worker_killed_after_a_checkpoint, 
 from raygen import storage
 from raygen.checkpoint import JUDGE, load_checkpoint
 from raygen.errors import PromiseError, UserError
+from raygen.families.dtgan.config import DTGANTrainConfig
 from raygen.generate.config import GenerateConfig
 from raygen.generate.job import generate
 from raygen.generate.verify import verify_run
 from raygen.images import decode_photo
-from raygen.train.config import TrainConfig
 from raygen.train.folder import TrainingFolder
 from raygen.train.job import dry_run, train
 
@@ -29,7 +29,7 @@ def defects(s3_server: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def trained(ray_cluster: None, defects: str) -> tuple[TrainConfig, list[str]]:
+def trained(ray_cluster: None, defects: str) -> tuple[DTGANTrainConfig, list[str]]:
     """A training from S3 to S3, uninterrupted, on one worker; and what was said."""
     config = recipe(defects, "s3://raygen/training-of-test-train")
     said: list[str] = []
@@ -37,7 +37,7 @@ def trained(ray_cluster: None, defects: str) -> tuple[TrainConfig, list[str]]:
     return config, said
 
 
-def test_a_training_leaves_what_it_promises(trained: tuple[TrainConfig, list[str]]) -> None:
+def test_a_training_leaves_what_it_promises(trained: tuple[DTGANTrainConfig, list[str]]) -> None:
     config, said = trained
     folder = TrainingFolder(config.output)
     assert folder.checkpoints()[-2:] == [16, 24]
@@ -62,7 +62,7 @@ def test_a_training_leaves_what_it_promises(trained: tuple[TrainConfig, list[str
     assert "brushed_metal: 3 normal, 2 scratches, 2 spots" in record.trained_on
 
 
-def test_the_best_checkpoint_stands_for_the_training(trained: tuple[TrainConfig, list[str]]) -> None:
+def test_the_best_checkpoint_stands_for_the_training(trained: tuple[DTGANTrainConfig, list[str]]) -> None:
     config, _ = trained
     objectives = {
         int(row["images_seen"]): row["validation/objective"]
@@ -73,7 +73,7 @@ def test_the_best_checkpoint_stands_for_the_training(trained: tuple[TrainConfig,
     assert load_checkpoint(config.output).config.images_seen == best
 
 
-def test_the_main_job_takes_it(trained: tuple[TrainConfig, list[str]], s3_uri: str) -> None:
+def test_the_main_job_takes_it(trained: tuple[DTGANTrainConfig, list[str]], s3_uri: str) -> None:
     config, _ = trained
     write_pool(f"{s3_uri}/pool", 2)
     manifest = generate(
@@ -83,7 +83,7 @@ def test_the_main_job_takes_it(trained: tuple[TrainConfig, list[str]], s3_uri: s
     verify_run(f"{s3_uri}/run")
 
 
-def test_the_same_command_again_does_nothing(trained: tuple[TrainConfig, list[str]]) -> None:
+def test_the_same_command_again_does_nothing(trained: tuple[DTGANTrainConfig, list[str]]) -> None:
     config, _ = trained
     before = {entry.uri: entry.etag for entry in storage.list_files(config.output)}
     said: list[str] = []
@@ -92,7 +92,7 @@ def test_the_same_command_again_does_nothing(trained: tuple[TrainConfig, list[st
     assert {entry.uri: entry.etag for entry in storage.list_files(config.output)} == before
 
 
-def test_another_recipe_in_the_same_output_is_refused(trained: tuple[TrainConfig, list[str]]) -> None:
+def test_another_recipe_in_the_same_output_is_refused(trained: tuple[DTGANTrainConfig, list[str]]) -> None:
     config, _ = trained
     other = config.model_copy(update={"seed": 1})
     with pytest.raises(UserError, match="holds another training: its seed is 0, not 1"):
@@ -109,7 +109,11 @@ def test_a_dry_run_tells_and_writes_nothing(defects: str, tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("max_failures", [1, 0])
 def test_a_killed_worker_costs_the_work_since_the_last_checkpoint(
-    trained: tuple[TrainConfig, list[str]], ray_cluster: None, defects: str, s3_uri: str, max_failures: int
+    trained: tuple[DTGANTrainConfig, list[str]],
+    ray_cluster: None,
+    defects: str,
+    s3_uri: str,
+    max_failures: int,
 ) -> None:
     """SIGKILL after the first checkpoint. Ray Train starts the worker anew or, if it must not, the same command
     goes on; and the end is that of a training that nobody killed."""
@@ -147,7 +151,7 @@ def test_folders_may_be_relative(ray_cluster: None, tmp_path: Path, monkeypatch:
 
 @pytest.mark.slow
 def test_streamed_photos_are_the_same_photos(
-    trained: tuple[TrainConfig, list[str]], defects: str, s3_uri: str
+    trained: tuple[DTGANTrainConfig, list[str]], defects: str, s3_uri: str
 ) -> None:
     config = recipe(defects, s3_uri, compute={"num_workers": 1, "loading": "stream"})
     train(config)

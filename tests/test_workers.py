@@ -3,7 +3,7 @@
 import pytest
 
 from raygen.errors import UserError
-from raygen.train.config import TrainComputeConfig
+from raygen.families.recipes import TrainComputeConfig
 from raygen.train.workers import Workers, plan_workers
 
 GPU_NODE, CPU_NODE = {"CPU": 16.0, "GPU": 4.0}, {"CPU": 8.0}

@@ -14,9 +14,9 @@ import numpy as np
 from factories import TINY
 
 from raygen import images, storage, surfaces
-from raygen.models.dtgan import DTGANConfig
-from raygen.train.batches import Batch, BatchMaker, Sampler, to_batch
-from raygen.train.config import TrainConfig
+from raygen.families.dtgan.batches import Batch, BatchMaker, Sampler, to_batch
+from raygen.families.dtgan.config import DTGANTrainConfig
+from raygen.families.dtgan.sizes import DTGANConfig
 from raygen.train.folder import TrainingFolder
 
 SIZES = DTGANConfig(**{**TINY.__dict__, "trunk_norm": "instance", "background_out": 64})
@@ -34,9 +34,9 @@ RECIPE: dict[str, Any] = {
 """Two iterations of head start, and ten more."""
 
 
-def recipe(defects: Any = "/defects", output: Any = "/output", **changes: Any) -> TrainConfig:
+def recipe(defects: Any = "/defects", output: Any = "/output", **changes: Any) -> DTGANTrainConfig:
     """The tiny recipe with some changes."""
-    return TrainConfig.model_validate({**RECIPE, "defects": defects, "output": output, **changes})
+    return DTGANTrainConfig.model_validate({**RECIPE, "defects": defects, "output": output, **changes})
 
 
 def write_defect_set(uri: str, num_normals: int = 4, num_defects: int = 3, seed: int = 0) -> None:

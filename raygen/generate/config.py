@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from raygen.config import ActorPoolConfig, Config, Place, distinct
-from raygen.data.pool import is_drawn
+from raygen.families.recipes import SamplingConfig
 from raygen.records import Layout, Mode
 
 Count = Annotated[int, Field(ge=1)]
@@ -16,35 +16,6 @@ class ComputeConfig(ActorPoolConfig):
 
     read_threads: Annotated[int, Field(ge=1)] = 8
     """Simultaneous requests of one read task."""
-
-
-class MaskConfig(Config):
-    """How the mask of a defect is read off its layer; lengths are pixels of the model's image. The defaults were
-    chosen on surfaces; tests/benchmarks/sample_quality.py judges them."""
-
-    threshold: Annotated[float, Field(gt=0)] = 20.0
-    """Grey levels of change that make a defect."""
-    noise_factor: Annotated[float, Field(ge=0)] = 4.0
-    """Or so many times the noise of the layer, if that is more."""
-    peak_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Or this share of the layer's strongest change, if that is more."""
-    spread: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """A defect reaches as far as the change exceeds this share of the threshold."""
-    close: Annotated[int, Field(ge=0)] = 0
-    """Gaps up to twice this width are closed."""
-    min_area: Annotated[float, Field(ge=0, lt=1)] = 0.001
-    """Parts smaller than this share of the window are noise."""
-    fade: Annotated[float, Field(gt=0)] = 1.0
-    """In a residual composition: the change by which a defect comes to its full strength, from 0 where it begins,
-    as a share of where it begins. So it has no hard edge."""
-
-
-class InvertConfig(Config):
-    """How DFM-GAN finds the styles that draw a given normal."""
-
-    steps: Annotated[int, Field(ge=1)] = 150
-    """Of Adam, on the styles."""
-    lr: Annotated[float, Field(gt=0)] = 0.05
 
 
 class GateConfig(Config):
@@ -68,13 +39,9 @@ class GateConfig(Config):
     end the run with exit code 3 (what is written stays, as with keep-best)."""
 
 
-class GenerateConfig(Config):
+class GenerateConfig(SamplingConfig):
     """The main job: four defects for every normal of a pool."""
 
-    pool: Place
-    """Where the normals are: `s3://bucket/prefix/` or a folder, `{product}/**/*.png` (jpg, bmp, tif, webp); a
-    Parquet or CSV manifest with `uri, product`; Parquet with an `image` column and `product`; or, for DFM-GAN,
-    `seeds:0-1000000`: as many normals that it draws itself, of its products in turn."""
     output: Place
     """The run folder: `s3://bucket/prefix/` or a folder. One run, one folder."""
     checkpoint: Place
@@ -92,22 +59,10 @@ class GenerateConfig(Config):
     )
     samples_per_cell: Count | dict[str, Count] = 1
     """Samples per normal, defect type and mode; or each defect type's own, say {scratches = 2, spots = 1}."""
-    reference_products: Literal["any", "same"] | Annotated[tuple[str, ...], Field(min_length=1)] = "any"
-    """Whose references guide a normal: those of any product, of its own, or of the products in a list (the paper's
-    Tables 4 and 13: vA, vB, vC, and vABC = "any")."""
-    composition: Literal["reconstruct", "residual"] = "reconstruct"
-    """"reconstruct": the whole image comes out of the generator, as in the paper. "residual": the defect alone is
-    put on the normal's own pixels, and nothing changes outside the mask."""
-    native: bool = False
-    """Whether a normal keeps its size: the defect is made in a window of it. Wants `composition = "residual"`."""
     scale: Annotated[float, Field(gt=0)] = 1.0
     """With `native`: pixels of the normal for one of the model's; the window's side is the model's times this."""
     roi: Place | None = None
     """With `native`: a folder of `{product}.png`, white where defects may lie, stretched over the normal."""
-    masks: bool = True
-    """Whether samples get masks and scores; without them nothing is gated."""
-    write_normals: bool = False
-    """Whether a normal that is drawn is a sample, too, of the defect type "normal"."""
     normals_per_shard: Annotated[int, Field(ge=1)] = 256
     """Normals of one shard: the unit of work, of retry and of commit."""
     layout: Layout = "parquet"
@@ -115,16 +70,10 @@ class GenerateConfig(Config):
     """Bring normals of another size to the model's (scaled, cropped about the centre); else reject them."""
     max_pixels: Annotated[int, Field(ge=1)] = 64_000_000
     """A normal with more pixels is rejected before it is decoded."""
-    micro_batch: Annotated[int, Field(ge=1)] = 8
-    """Normals in one forward pass, padded to this number: part of what decides a sample's last bit."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 is faster on GPUs, and about 2 % (rms) off."""
     strict_products: bool = False
     """Whether a product that the checkpoint has not seen is an error, or a warning."""
     max_reject_rate: Annotated[float, Field(ge=0, le=1)] = 0.01
     """The run fails (exit code 3) when more than this share of the pool cannot be used."""
-    mask: MaskConfig = MaskConfig()
-    invert: InvertConfig = InvertConfig()
     gate: GateConfig = GateConfig()
     compute: ComputeConfig = ComputeConfig()
 
@@ -136,9 +85,9 @@ class GenerateConfig(Config):
             raise ValueError(
                 'native = true wants composition = "residual": a reconstructed window shows its frame'
             )
-        if is_drawn(self.pool) and self.native:
+        if self.draws_normals and self.native:
             raise ValueError("native is for photographs, and this pool is seeds")
-        if self.write_normals and not is_drawn(self.pool):
+        if self.write_normals and not self.draws_normals:
             raise ValueError("write_normals is for normals that are drawn (pool = seeds:…)")
         if self.roi and not self.native:
             raise ValueError("roi says where windows may lie: it wants native = true")

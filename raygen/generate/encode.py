@@ -8,8 +8,8 @@ import pyarrow as pa
 
 from raygen import images
 from raygen.data.runs import CellStats, Run, sum_cells
+from raygen.families.masks import boxes
 from raygen.generate.config import GenerateConfig
-from raygen.generate.masks import boxes
 from raygen.generate.shards import Encoded
 from raygen.generate.windows import Window, put_defect
 from raygen.records import REJECT_SCHEMA, SAMPLE_SCHEMA, SCORES, sample_id, sample_seed

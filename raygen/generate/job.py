@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from raygen import images, storage
-from raygen.checkpoint import JUDGE, Checkpoint, load_checkpoint
+from raygen.checkpoint import Checkpoint, load_checkpoint
 from raygen.config import check_writable, refuse_lost_places
 from raygen.data.pool import index_pool
 from raygen.data.runs import CellStats, Manifest, Run, done_shards, read_manifest, read_run
+from raygen.families import family_of
 from raygen.generate.config import GenerateConfig
 from raygen.generate.encode import encode_samples
 from raygen.generate.plan import draft_run, open_run, plan_table, refuse_another, unseen_products
@@ -91,14 +92,14 @@ def _say_what(config: GenerateConfig, run: Run, checkpoint: Checkpoint, say: Cal
         f"{len(run.requests)} samples each: "
         + ", ".join(f"{r.defect_type}/{r.mode}/{r.k}" for r in run.requests)
     )
-    if checkpoint.config.images_seen == 0 and checkpoint.config.family != "null":
+    if checkpoint.config.images_seen == 0 and family_of(checkpoint).learns:
         say(f"WARNING: {checkpoint.uri} is untrained (images_seen = 0): its defects mean nothing")
     if config.roi and (free := [name for name in run.products if name not in run.rois]):
         say(
             f"WARNING: {', '.join(free)}: no region of interest in {config.roi}; defects may lie anywhere on them"
         )
-    if run.is_judged and checkpoint.config.family == "dtgan" and JUDGE not in checkpoint.config.files:
-        say(f"WARNING: {checkpoint.uri} has no {JUDGE}: realism, type_prob and product_prob stay empty")
+    for warning in family_of(checkpoint).warnings(checkpoint, config):
+        say(f"WARNING: {warning}")
     if unseen := unseen_products(run, checkpoint):
         say(
             f"WARNING: {', '.join(unseen)}: not among the products the checkpoint has seen "

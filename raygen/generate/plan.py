@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 
 from raygen import __version__, storage
 from raygen.checkpoint import Checkpoint
-from raygen.data.pool import Normal, index_pool, is_drawn
+from raygen.data.pool import Normal, index_pool
 from raygen.data.runs import RUN, Run, read_run
 from raygen.errors import UserError
+from raygen.families import family_of
 from raygen.generate.config import GenerateConfig
 from raygen.generate.windows import read_region
 from raygen.records import NORMAL, PLAN_SCHEMA, SampleRequest, digest, plan_requests
@@ -75,7 +76,7 @@ def draft_run(config: GenerateConfig, checkpoint: Checkpoint, plan_file: Path) -
         ),
         config=config.model_dump(mode="json"),
         checkpoint=checkpoint.digest,
-        is_judged=config.masks and checkpoint.config.family != "null",
+        is_judged=config.masks and family_of(checkpoint).has_masks,
         image_size=image_size,
         channels=channels,
         requests=requests,
@@ -102,7 +103,8 @@ def choose_requests(config: GenerateConfig, checkpoint: Checkpoint) -> tuple[Sam
         UserError: a defect type that the checkpoint does not know, or has no references of; or masks of one that
             has no defect layers.
     """
-    refuse_missing_layers(config, checkpoint)
+    family = family_of(checkpoint)
+    family.refuse(checkpoint, config)
     _refuse_other_pools(config, checkpoint)
     known = checkpoint.config.defect_types
     for name in config.defect_types:
@@ -111,7 +113,7 @@ def choose_requests(config: GenerateConfig, checkpoint: Checkpoint) -> tuple[Sam
                 f"defect_types: {name!r} is unknown to {checkpoint.uri}; it knows {', '.join(known)}"
             )
     wanted = config.defect_types or known
-    if "reference" in config.modes and checkpoint.config.family != "null":
+    if "reference" in config.modes and family.needs_references:
         for name in wanted:
             if not any(item.defect_type == name for item in checkpoint.references):
                 raise UserError(f'{checkpoint.uri} holds no references of {name!r}; set modes = ["latent"]')
@@ -129,36 +131,16 @@ def choose_requests(config: GenerateConfig, checkpoint: Checkpoint) -> tuple[Sam
 
 def _refuse_other_pools(config: GenerateConfig, checkpoint: Checkpoint) -> None:
     """Raises UserError if a family cannot take its normals from where the config has them."""
-    family = checkpoint.config.family
-    if is_drawn(config.pool):
-        if family not in ("dfmgan", "stylegan2"):
+    family = family_of(checkpoint)
+    if config.draws_normals:
+        if not family.draws_normals:
             raise UserError(f"pool {config.pool}: {checkpoint.uri} draws no normals; name photographs")
-        if family == "stylegan2" and config.write_normals:
-            raise UserError(
-                f"{checkpoint.uri} draws no normals beside its samples; set write_normals = false"
-            )
         if config.product and config.product not in checkpoint.config.products:
             raise UserError(
                 f"product = {config.product!r}: {checkpoint.uri} draws {', '.join(checkpoint.config.products)}"
             )
-    elif family == "stylegan2":
+    elif not family.takes_photographs:
         raise UserError(f"{checkpoint.uri} takes no photographs; set pool = seeds:0-1000, say")
-    elif family == "dfmgan" and config.composition != "residual":
-        raise UserError(
-            f"{checkpoint.uri} puts defects on photographs by residuals alone; set composition = "
-            '"residual", or pool = seeds:0-1000, say'
-        )
-
-
-def refuse_missing_layers(config: GenerateConfig, checkpoint: Checkpoint) -> None:
-    """Raises UserError if masks are asked of a checkpoint that has none."""
-    if config.masks and checkpoint.config.family == "stylegan2":
-        raise UserError(f"{checkpoint.uri}: a StyleGAN2 knows no masks; set masks = false")
-    if config.masks and checkpoint.config.is_joint:
-        mend = "set masks = false"
-        if config.composition != "reconstruct":  # it, and native with it, is made of masks
-            mend += ', composition = "reconstruct"' + (" and native = false" if config.native else "")
-        raise UserError(f"{checkpoint.uri}: ladder (a) to (d) has no defect layers to read masks off; {mend}")
 
 
 def roi_uri(config: GenerateConfig, product: str) -> str:
@@ -206,7 +188,7 @@ def _refuse_large_shards(config: GenerateConfig, checkpoint: Checkpoint, num_req
 def _check_references(config: GenerateConfig, checkpoint: Checkpoint, run: Run) -> None:
     """Raises UserError if `reference_products` leaves a normal without references to guide its samples."""
     wanted = config.reference_products
-    if wanted == "any" or "reference" not in config.modes or checkpoint.config.family == "null":
+    if wanted == "any" or "reference" not in config.modes or not family_of(checkpoint).needs_references:
         return
     there = {(item.product.casefold(), item.defect_type) for item in checkpoint.references}
     for defect_type in dict.fromkeys(request.defect_type for request in run.requests):

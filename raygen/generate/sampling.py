@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raygen.families.family import DefectGenerator, Made, Views
 from raygen.generate.config import GateConfig
 from raygen.generate.gate import failed_rule, merit
 from raygen.records import SCORES, SampleRequest
@@ -27,69 +28,6 @@ class Windows(NamedTuple):
         """Those of some of the normals."""
         pixels, products, allowed, seeds = (None if field is None else field[rows] for field in self)
         return Windows(pixels, products, allowed, seeds)  # type: ignore[arg-type]
-
-
-class Views(NamedTuple):
-    """Some rows of windows, one view of each."""
-
-    pixels: NDArray[np.uint8]  # (n, H, W, C)
-    products: list[str]  # (n,)
-    allowed: NDArray[np.bool_] | None  # (n, H, W)
-    backgrounds: Any  # (n, C, H, W), as the generator's `backgrounds` gave them; or None
-
-
-class Made(NamedTuple):
-    """One sample on each of n views."""
-
-    pixels: NDArray[np.uint8]  # (n, H, W, C)
-    layers: (
-        NDArray[np.float32] | None
-    )  # (n, C or C + 1, H, W): the weighted defects, in residual compositions
-    masks: NDArray[np.uint8]  # (n, H, W): 255 on the defect, else 0
-    scores: NDArray[np.float32]  # (n, scores), in the order of SCORES; NaN where nobody can tell
-    references: NDArray[np.int64]  # (n,): row of the checkpoint's reference index; -1 for none
-
-
-class Rows(Protocol):
-    """Something of n views, that can be chosen from as an array can."""
-
-    def __getitem__(self, rows: NDArray[np.int64], /) -> Any: ...
-
-
-class DefectGenerator(Protocol):
-    """What an actor holds."""
-
-    is_judged: bool
-    """Whether its samples have masks and scores, and go through the gate."""
-    micro_batch: int
-    """The most views it takes at once."""
-
-    @property
-    def block(self) -> int | None:
-        """The most views whose backgrounds shall be held at once; None for a shard's."""
-        ...
-
-    def draw_normals(self, seeds: Sequence[int], products: Sequence[str]) -> tuple[NDArray[np.uint8], Rows]:
-        """Draws n normals, one from each seed, (n, H, W, C), and their backgrounds; only asked of families that
-        can."""
-        ...
-
-    def backgrounds(self, pixels: NDArray[np.uint8]) -> Rows | None:
-        """What samples of the same views have in common: (n, H, W, C) to something with n rows, or to None."""
-        ...
-
-    def make(self, views: Views, request: SampleRequest, seeds: NDArray[np.int64]) -> Made:
-        """Makes a request on up to `micro_batch` views; `seeds`, (n,), are the only randomness."""
-        ...
-
-
-class TakesPhotographs:
-    """What generators that draw no normals have in common."""
-
-    block = None
-
-    def draw_normals(self, seeds: Sequence[int], products: Sequence[str]) -> NoReturn:
-        raise AssertionError("the plan refuses this")
 
 
 @dataclass

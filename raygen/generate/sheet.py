@@ -61,7 +61,7 @@ def _normals(
 ) -> Iterator[np.ndarray | None]:
     """Normals of a product at the model's size; None for what is of no use."""
     if is_drawn(config.pool):
-        from raygen.generate.generators import load_generator  # torch
+        from raygen.families import load_generator
 
         generator = load_generator(load_checkpoint(config.checkpoint), config)
         yield from generator.draw_normals([seed_of(uri) for uri in uris], [product] * len(uris))[0]

@@ -16,11 +16,12 @@ from raygen.checkpoint import Checkpoint, load_checkpoint
 from raygen.data.pool import drawn_sha256, is_drawn, read_normals, seed_of
 from raygen.data.runs import Run
 from raygen.errors import UserError
+from raygen.families.family import DefectGenerator
 from raygen.generate import shards
 from raygen.generate.config import GenerateConfig
 from raygen.generate.encode import encode_samples
 from raygen.generate.plan import read_plan, roi_uri
-from raygen.generate.sampling import DefectGenerator, Windows, sample
+from raygen.generate.sampling import Windows, sample
 from raygen.generate.windows import cut_region, place_window, read_region, window_size
 from raygen.images import BadImageError
 from raygen.records import REJECT_SCHEMA, sample_seed
@@ -179,7 +180,7 @@ class GenerateActor:
 
     @functools.cached_property
     def generator(self) -> DefectGenerator:
-        from raygen.generate.generators import load_generator  # torch: not for the readers and writers
+        from raygen.families import load_generator
 
         return load_generator(self.checkpoint, self.config)
 

@@ -28,9 +28,9 @@ from raygen.data.runs import (
     sum_cells,
 )
 from raygen.errors import PromiseError, UserError
+from raygen.families.masks import boxes
 from raygen.generate.config import GenerateConfig
 from raygen.generate.gate import failed_rule
-from raygen.generate.masks import boxes
 from raygen.generate.plan import read_plan
 from raygen.images import BadImageError, decode_photo
 from raygen.records import SampleRequest, sample_id, sample_seed

@@ -27,7 +27,8 @@ from raygen import storage
 from raygen.checkpoint import BEST, CONFIG
 from raygen.data.defects import Photo
 from raygen.errors import UserError
-from raygen.train.config import TrainingConfig
+from raygen.families import DEFAULT
+from raygen.families.recipes import TrainingConfig
 
 RUN, STATE, SHEET, DIVERGED = "run.json", "state.pt", "sheet.png", "diverged.json"
 
@@ -94,7 +95,7 @@ class TrainingFolder:
     def refuse_another(self, run: TrainingRun, config: TrainingConfig) -> None:
         """Raises UserError unless the training in the folder is the one that the config asks for."""
         # Older ones lack newer keys, and had what is their default now.
-        begun = {**type(config).model_construct().identity(), "family": "dtgan", **run.config}
+        begun = {**type(config).model_construct().identity(), "family": DEFAULT, **run.config}
         for key, wanted in config.identity().items():
             if begun.get(key) != wanted:
                 raise UserError(

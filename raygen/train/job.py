@@ -13,13 +13,14 @@ from raygen import storage
 from raygen.config import check_writable, refuse_lost_places
 from raygen.data.defects import load_photos
 from raygen.errors import PromiseError
+from raygen.families.family import Trainer
+from raygen.families.photos import TRAINING_SPLITS, DefectSet
+from raygen.families.recipes import TrainingConfig
+from raygen.families.world import World
 from raygen.show import duration
-from raygen.train.config import TrainingConfig
-from raygen.train.families import family_of
-from raygen.train.family import Family
+from raygen.train.config import trainer_of
 from raygen.train.folder import DIVERGED, TrainingFolder, TrainingRun, photos_name
-from raygen.train.loop import World
-from raygen.train.photos import TRAINING_SPLITS, DefectSet
+from raygen.train.recorder import Recorder
 
 
 def train(config: TrainingConfig, say: Callable[[str], None] = print) -> None:
@@ -33,7 +34,7 @@ def train(config: TrainingConfig, say: Callable[[str], None] = print) -> None:
         UserError: a wrong config, defect set or output; before any work starts.
         PromiseError: a loss became non-finite; the last good checkpoint stays.
     """
-    refuse_lost_places(_places(config))
+    refuse_lost_places(config.places())
     config = _with_absolute_places(config)
     folder = TrainingFolder(config.output)
     run = folder.read_run()
@@ -44,19 +45,24 @@ def train(config: TrainingConfig, say: Callable[[str], None] = print) -> None:
             load_photos(defects.photos, 32, 1)
         run = folder.begin(run, defects.photos)
     folder.refuse_another(run, config)
-    family = family_of(config)(config, run)
-    _say_what(family, DefectSet(folder.read_photos(run), run.products, run.defect_types), say)
+    trainer = trainer_of(config)(config, run)
+    defects = DefectSet(folder.read_photos(run), run.products, run.defect_types)
+    _say_what(trainer, defects, say)
     done = folder.checkpoints()
     if done and done[-1] >= config.images:
         say(f"{config.output} is complete: nothing to do")
         return
 
-    from raygen.on_ray import connected  # here, so that a refusal or a no-op costs no start of Ray
-    from raygen.train import on_ray
-
     storage.delete(folder.join(DIVERGED))
-    with connected(dashboard=True):
-        on_ray.run_training(config, run, say)
+    if config.images:
+        from raygen.on_ray import connected  # here, so that a refusal or a no-op costs no start of Ray
+        from raygen.train import on_ray
+
+        with connected(dashboard=True):
+            on_ray.run_training(config, run, say)
+    else:  # nothing to iterate: its first checkpoint is its last
+        recorder = Recorder(folder, run, config, trainer, defects, say=say)
+        recorder.checkpoint(trainer.start(torch.device("cpu")))
     _say_result(config, folder, say)
 
 
@@ -72,21 +78,24 @@ def dry_run(config: TrainingConfig, say: Callable[[str], None] = print) -> None:
         say(
             f"{config.output} holds this training: {seen[-1] if seen else 0:,} images seen at its last checkpoint"
         )
-    family = family_of(config)(config, run)
-    _say_what(family, defects, say)
-    seconds = seconds_per_image(config, family, defects)
+    trainer = trainer_of(config)(config, run)
+    _say_what(trainer, defects, say)
+    if not config.images:
+        say("nothing is learned in iterations: its checkpoint is written at once")
+        return
+    seconds = seconds_per_image(config, trainer, defects)
     device = "GPU" if torch.cuda.is_available() else "CPU"
     say(f"one image takes {seconds:.2f} s in one process on this machine's {device}: all take about")
     say(f"{duration(seconds * config.images)} in one process; n processes of their own take an nth of it")
 
 
-def seconds_per_image(config: TrainingConfig, family: Family[Any], defects: DefectSet) -> float:
+def seconds_per_image(config: TrainingConfig, trainer: Trainer[Any], defects: DefectSet) -> float:
     """Seconds of one full step for each of its images, in this process; measured over a few."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    training = family.start(device)
-    make = family.maker(defects.part(TRAINING_SPLITS), in_memory=False)
-    family.warm(training)
-    step = family.stepper(training, World())
+    training = trainer.start(device)
+    make = trainer.maker(defects.part(TRAINING_SPLITS), in_memory=False)
+    trainer.warm(training)
+    step = trainer.stepper(training, World())
     fields = make(range(config.batch_per_worker))
     step(fields)  # warms up
     started = time.perf_counter()
@@ -97,19 +106,13 @@ def seconds_per_image(config: TrainingConfig, family: Family[Any], defects: Defe
 
 def _with_absolute_places(config: TrainingConfig) -> TrainingConfig:
     """Ray Train's workers work in a folder of their own."""
-    local = {key: uri for key, uri in _places(config).items() if storage.is_local(uri)}
+    local = {key: uri for key, uri in config.places().items() if storage.is_local(uri)}
     return config.model_copy(update={key: str(Path(uri).absolute()) for key, uri in local.items()})
-
-
-def _places(config: TrainingConfig) -> dict[str, str]:
-    """The keys of a recipe that name places, and what they name."""
-    keys = ("defects", "more_defects", "output", "backbone", "begin_with")
-    return {key: uri for key in keys if (uri := getattr(config, key, None))}
 
 
 def _draft(config: TrainingConfig) -> tuple[TrainingRun, DefectSet]:
     """What the config asks for, and the photos there are now."""
-    model, defects = family_of(config).draft(config)
+    model, defects = trainer_of(config).draft(config)
     run = TrainingRun(
         config=config.model_dump(mode="json"),
         photos=photos_name(defects.photos),
@@ -121,11 +124,11 @@ def _draft(config: TrainingConfig) -> tuple[TrainingRun, DefectSet]:
     return run, defects
 
 
-def _say_what(family: Family[Any], defects: DefectSet, say: Callable[[str], None]) -> None:
+def _say_what(trainer: Trainer[Any], defects: DefectSet, say: Callable[[str], None]) -> None:
     say(defects.part(TRAINING_SPLITS).describe())
     held_back = len(defects.photos) - len(defects.part(TRAINING_SPLITS).photos)
     say(
-        f"{family.describe()}; "
+        f"{trainer.describe()}; "
         + (f"{held_back:,} photos held back" if held_back else "no photos of the split val: none held back")
     )
 

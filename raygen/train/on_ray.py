@@ -21,13 +21,14 @@ from ray.train.v2._internal.exceptions import RayTrainError  # what it says of a
 
 from raygen import storage
 from raygen.errors import PromiseError, UserError
+from raygen.families.family import Fields, MakeBatch
+from raygen.families.photos import TRAINING_SPLITS, DefectSet
+from raygen.families.recipes import TrainingConfig
+from raygen.families.world import Training, World
 from raygen.on_ray import living_nodes
-from raygen.train.config import TrainingConfig, parse_train_config
-from raygen.train.families import family_of
-from raygen.train.family import Fields, MakeBatch
+from raygen.train.config import parse_train_config, trainer_of
 from raygen.train.folder import DIVERGED, TrainingFolder, TrainingRun
-from raygen.train.loop import DivergedError, Training, Watcher, World, train
-from raygen.train.photos import TRAINING_SPLITS, DefectSet
+from raygen.train.loop import DivergedError, Watcher, train
 from raygen.train.recorder import Recorder
 from raygen.train.workers import plan_workers
 
@@ -92,23 +93,23 @@ def _worker(options: dict[str, Any]) -> None:
     device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(config.compute.cpus_per_worker)))
-    folder, family = TrainingFolder(config.output), family_of(config)(config, run)
+    folder, trainer = TrainingFolder(config.output), trainer_of(config)(config, run)
     defects = DefectSet(folder.read_photos(run), run.products, run.defect_types)
 
-    training = family.start(device)
+    training = trainer.start(device)
     state = folder.latest_state(device)
     if state is not None:
         training.load_state_dict(state)
-    make = family.maker(defects.part(TRAINING_SPLITS), in_memory=config.compute.loading == "memory")
+    make = trainer.maker(defects.part(TRAINING_SPLITS), in_memory=config.compute.loading == "memory")
     batches = _batches(config, make, training.images_seen, world)
     watcher: Watcher[Any] = _Nobody()
     if world.rank == 0:
         seconds = state["seconds"] if state else 0.0
-        watcher = Recorder(folder, run, config, family, defects, training.images_seen, seconds, say=_say)
+        watcher = Recorder(folder, run, config, trainer, defects, training.images_seen, seconds, say=_say)
         if state:
             _say(f"goes on at image {training.images_seen:,}")
     try:
-        train(training, family.stepper(training, world), batches, config, world, watcher)
+        train(training, trainer.stepper(training, world), batches, config, world, watcher)
     except DivergedError as error:
         # Not raised further: Ray would start all again, to the same end. The driver finds this note.
         if world.rank == 0:

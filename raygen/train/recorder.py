@@ -14,12 +14,12 @@ from tensorboardX import SummaryWriter
 
 from raygen import storage
 from raygen.checkpoint import CheckpointConfig, save_checkpoint
+from raygen.families.family import Trainer
+from raygen.families.photos import TRAINING_SPLITS, VALIDATION_SPLITS, DefectSet
+from raygen.families.recipes import TrainingConfig
 from raygen.show import duration
-from raygen.train.config import TrainingConfig
-from raygen.train.families import name_of
-from raygen.train.family import Family
+from raygen.train.config import name_of
 from raygen.train.folder import SHEET, STATE, TrainingFolder, TrainingRun
-from raygen.train.photos import TRAINING_SPLITS, VALIDATION_SPLITS, DefectSet
 
 _SECONDS_PER_LINE = 10
 _POINTS_PER_CHECKPOINT = 50
@@ -32,7 +32,7 @@ class Recorder:
         folder: of the training.
         run: what it is.
         config: of it.
-        family: at work on it.
+        trainer: at work on it.
         defects: its photos.
         images_seen: where this attempt goes on.
         seconds: that earlier attempts took.
@@ -44,13 +44,13 @@ class Recorder:
         folder: TrainingFolder,
         run: TrainingRun,
         config: TrainingConfig,
-        family: Family[Any],
+        trainer: Trainer[Any],
         defects: DefectSet,
         images_seen: int = 0,
         seconds: float = 0.0,
         say: Callable[[str], None] = print,
     ) -> None:
-        self.folder, self.run, self.config, self.family, self.say = folder, run, config, family, say
+        self.folder, self.run, self.config, self.trainer, self.say = folder, run, config, trainer, say
         self.learning = defects.part(TRAINING_SPLITS)
         held_back = defects.part(VALIDATION_SPLITS)
         # Photos held back are of no use where a type is missing; then what was learned from must do.
@@ -78,7 +78,7 @@ class Recorder:
         """`12,000 of 400,000 images (3 %) · 42.0 images/s · 2 h 33 min left · reference/G/cycle 0.031 …`"""
         total = self.config.images
         left = duration((total - seen) / rate) if rate else "?"
-        values = " · ".join(f"{name} {losses[name]:.3f}" for name in self.family.shown if name in losses)
+        values = " · ".join(f"{name} {losses[name]:.3f}" for name in self.trainer.shown if name in losses)
         share = f"{seen:,} of {total:,} images ({100 * seen // total} %)"
         return f"{share} · {rate:.1f} images/s · {left} left · {values}"
 
@@ -88,8 +88,8 @@ class Recorder:
         """Writes a checkpoint with its sheet, its metrics and its state, and deletes what is no longer kept."""
         seen, folder = training.images_seen, self.folder
         uri = folder.checkpoint_uri(seen)
-        validation = self.family.validate(training, self.judged)
-        storage.put(storage.join(uri, SHEET), self.family.sheet(training, self.judged))
+        validation = self.trainer.validate(training, self.judged)
+        storage.put(storage.join(uri, SHEET), self.trainer.sheet(training, self.judged))
         self._write_metrics(seen, validation)
         buffer = io.BytesIO()
         torch.save({**training.state_dict(), "seconds": self.seconds}, buffer)
@@ -105,7 +105,7 @@ class Recorder:
         self.say(f"{uri}{told}; look at its {SHEET}")
 
     def _save_weights(self, uri: str, training: Any, validation: dict[str, float]) -> None:
-        contents = self.family.contents(training, self.learning)
+        contents = self.trainer.contents(training, self.learning)
         places = [uri for uri in (self.config.defects, self.config.more_defects) if uri]
         config = CheckpointConfig(
             family=name_of(self.config),

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from raygen.errors import UserError
-from raygen.train.config import TrainComputeConfig
+from raygen.families.recipes import TrainComputeConfig
 
 
 class Workers(NamedTuple):

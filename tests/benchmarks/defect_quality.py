@@ -44,9 +44,10 @@ from factories import make_samples
 from raygen import images, storage, surfaces
 from raygen.checkpoint import GENERATOR, Checkpoint, load_checkpoint
 from raygen.data.defects import Photo, list_defect_set, load_photos
+from raygen.families import load_generator
+from raygen.families.dtgan.networks import Generator, MappingNetwork, StyleContentEncoder
+from raygen.families.dtgan.sizes import DTGANConfig
 from raygen.generate.config import GenerateConfig
-from raygen.generate.generators import load_generator
-from raygen.models.dtgan import DTGANConfig, Generator, MappingNetwork, StyleContentEncoder
 from raygen.records import MODES, NORMAL, digest, plan_requests, sample_seed
 from raygen.show import draw_sheet
 

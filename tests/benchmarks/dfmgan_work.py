@@ -18,15 +18,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from raygen.models.blocks import channels_last
-from raygen.models.dfmgan import DFMGANConfig, DFMGANGenerator, Normals
-from raygen.models.stylegan2 import Backbone, State, StyleGAN2Config, build_discriminator
-from raygen.train import dfmgan, stylegan2
-from raygen.train.config import DFMGANTrainConfig, StyleGAN2TrainConfig
-from raygen.train.dfmgan import DFMGANTraining
-from raygen.train.gan_batches import GANBatch, GANBatchMaker, LatentSizes, to_gan_batch
-from raygen.train.loop import World
-from raygen.train.stylegan2 import StyleGAN2Training
+from raygen.families.blocks import channels_last
+from raygen.families.dfmgan import step as dfmgan
+from raygen.families.dfmgan.config import DFMGANTrainConfig
+from raygen.families.dfmgan.networks import DFMGANConfig, DFMGANGenerator, Normals
+from raygen.families.dfmgan.step import DFMGANTraining
+from raygen.families.stylegan2 import step as stylegan2
+from raygen.families.stylegan2.batches import GANBatch, GANBatchMaker, LatentSizes, to_gan_batch
+from raygen.families.stylegan2.config import StyleGAN2TrainConfig
+from raygen.families.stylegan2.networks import Backbone, State, StyleGAN2Config, build_discriminator
+from raygen.families.stylegan2.step import StyleGAN2Training
+from raygen.families.world import World
 
 CPU = torch.device("cpu")
 NUM_DEFECTS = 4

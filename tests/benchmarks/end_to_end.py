@@ -25,12 +25,12 @@ from factories import make_samples, write_checkpoint, write_pool
 
 from raygen import surfaces
 from raygen.checkpoint import load_checkpoint
+from raygen.families.dtgan.sizes import PRESETS
 from raygen.generate import on_ray
 from raygen.generate.config import ComputeConfig, GenerateConfig
 from raygen.generate.plan import open_run
 from raygen.generate.shards import write_manifest
 from raygen.generate.verify import verify_run
-from raygen.models.dtgan import PRESETS
 from raygen.on_ray import ALLOCATOR
 from raygen.records import MODES, plan_requests
 
@@ -39,7 +39,7 @@ NUM_PROCESSES = 2
 
 def bare(config: GenerateConfig, num_normals: int, seed: int) -> float:
     """One process of the bare loop; returns its seconds without start-up."""
-    from raygen.generate.generators import load_generator
+    from raygen.families import load_generator
 
     checkpoint = load_checkpoint(config.checkpoint)
     size, channels = checkpoint.config.image_size, checkpoint.config.channels

@@ -38,10 +38,13 @@ from factories import make_samples
 from raygen import images, surfaces
 from raygen.checkpoint import GENERATOR, Checkpoint, load_checkpoint
 from raygen.data.defects import list_defect_set, load_photos
-from raygen.generate.config import GateConfig, GenerateConfig, MaskConfig
-from raygen.generate.generators import DTGANGenerator, load_generator
-from raygen.generate.masks import find_defects
-from raygen.models.dtgan import DTGANConfig, Generator, MappingNetwork, StyleContentEncoder, compose
+from raygen.families import load_generator
+from raygen.families.dtgan.generator import DTGANGenerator
+from raygen.families.dtgan.networks import Generator, MappingNetwork, StyleContentEncoder, compose
+from raygen.families.dtgan.sizes import DTGANConfig
+from raygen.families.masks import find_defects
+from raygen.families.recipes import MaskConfig
+from raygen.generate.config import GateConfig, GenerateConfig
 from raygen.records import MODES, NORMAL, digest, plan_requests
 
 NUM_SURFACES = {"train": 200, "val": 40, "test": 60}  # of each product and kind

@@ -16,8 +16,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from raygen.models.dtgan import PRESETS, Generator
-from raygen.models.dtgan_folded import FoldedGenerator
+from raygen.families.dtgan.folded import FoldedGenerator
+from raygen.families.dtgan.networks import Generator
+from raygen.families.dtgan.sizes import PRESETS
 
 NUM_DEFECTS = 4
 NUM_CACHED = 2

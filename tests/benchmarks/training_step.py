@@ -22,15 +22,15 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from raygen.config import load_config
-from raygen.models.dtgan import DTGANConfig
-from raygen.train.batches import BatchMaker, Sampler, to_batch
-from raygen.train.config import TrainConfig
-from raygen.train.dtgan import Networks, Training, iterate
-from raygen.train.dtgan_family import network_sizes
-from raygen.train.loop import World
+from raygen.families.dtgan.batches import BatchMaker, Sampler, to_batch
+from raygen.families.dtgan.config import DTGANTrainConfig
+from raygen.families.dtgan.sizes import DTGANConfig
+from raygen.families.dtgan.step import Networks, Training, iterate
+from raygen.families.dtgan.training import network_sizes
+from raygen.families.world import World
 
 
-def steps(config: TrainConfig, sizes: DTGANConfig, world: World, num_steps: int) -> float:
+def steps(config: DTGANTrainConfig, sizes: DTGANConfig, world: World, num_steps: int) -> float:
     """Seconds of one step, all processes together, after one to warm up."""
     training = Training.start(config, sizes, torch.device("cpu"))
     wrapped = training.networks
@@ -55,7 +55,7 @@ def steps(config: TrainConfig, sizes: DTGANConfig, world: World, num_steps: int)
 
 
 def process(
-    config: TrainConfig, sizes: DTGANConfig, world: World, threads: int, num_steps: int, folder: str
+    config: DTGANTrainConfig, sizes: DTGANConfig, world: World, threads: int, num_steps: int, folder: str
 ) -> None:
     """One process of a round; leaves its seconds and its peak memory."""
     torch.set_num_threads(threads)
@@ -68,7 +68,7 @@ def process(
 
 
 def measure(
-    config: TrainConfig, sizes: DTGANConfig, num_processes: int, num_steps: int
+    config: DTGANTrainConfig, sizes: DTGANConfig, num_processes: int, num_steps: int
 ) -> tuple[float, float]:
     """Seconds an image, and the peak memory of all processes in MB."""
     spawn = multiprocessing.get_context("spawn")
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args(argv)
-    config = load_config(TrainConfig, args.recipe, ["defects=/none", "output=/none", *args.overrides])
+    config = load_config(DTGANTrainConfig, args.recipe, ["defects=/none", "output=/none", *args.overrides])
     sizes = network_sizes(config, num_products=3, num_domains=3)
     found: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
     for _ in range(args.rounds):

@@ -14,12 +14,12 @@ import torch
 
 from raygen import surfaces
 from raygen.config import load_config
-from raygen.models.dtgan import Discriminator
+from raygen.families.dtgan.batches import BatchMaker, Sampler, to_batch
+from raygen.families.dtgan.config import DTGANTrainConfig
+from raygen.families.dtgan.networks import Discriminator
+from raygen.families.dtgan.step import Training, discriminator_objective, head_start_terms
+from raygen.families.dtgan.training import network_sizes
 from raygen.records import NORMAL
-from raygen.train.batches import BatchMaker, Sampler, to_batch
-from raygen.train.config import TrainConfig
-from raygen.train.dtgan import Training, discriminator_objective, head_start_terms
-from raygen.train.dtgan_family import network_sizes
 
 PLACES = ["defects=/none", "output=/none"]
 
@@ -38,7 +38,9 @@ def main() -> None:
     ]
     photos, domains, products = (np.array(column) for column in zip(*found, strict=True))
     for norm in ("none", "instance"):
-        config = load_config(TrainConfig, "jobs/dtgan-64-cpu.toml", [*PLACES, f"model.trunk_norm={norm}"])
+        config = load_config(
+            DTGANTrainConfig, "jobs/dtgan-64-cpu.toml", [*PLACES, f"model.trunk_norm={norm}"]
+        )
         sizes = network_sizes(config, len(surfaces.PRODUCTS), len(kinds))
         sampler = Sampler(domains, products, config.seed)
         make = BatchMaker(sampler, photos.__getitem__, sizes, augment=True)

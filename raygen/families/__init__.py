@@ -1,0 +1,45 @@
+"""The families by name: a room each, and the only list of them anywhere. None needs torch before it is at work."""
+
+from raygen.checkpoint import Checkpoint
+from raygen.errors import UserError
+from raygen.families.dfmgan import DFMGAN
+from raygen.families.dtgan import DTGAN
+from raygen.families.family import DefectGenerator, Family
+from raygen.families.null import Null
+from raygen.families.recipes import SamplingConfig, TrainingConfig
+from raygen.families.stylegan2 import StyleGAN2
+
+FAMILIES: dict[str, Family] = {
+    "dtgan": DTGAN(),
+    "stylegan2": StyleGAN2(),
+    "dfmgan": DFMGAN(),
+    "null": Null(),
+}
+
+DEFAULT = "dtgan"
+"""What a recipe of a training is of that names no family, and what trainings were of before there were several."""
+
+RECIPES: dict[str, type[TrainingConfig]] = {
+    name: family.recipe for name, family in FAMILIES.items() if family.recipe
+}
+"""The recipes of those that can be trained."""
+
+
+def family_of(checkpoint: Checkpoint) -> Family:
+    """The family of a checkpoint.
+
+    Raises:
+        UserError: this version of raygen knows no such family.
+    """
+    name = checkpoint.config.family
+    if name not in FAMILIES:
+        raise UserError(
+            f"{checkpoint.uri}: of the family {name!r}, which this version of raygen does not know; "
+            f"it knows {', '.join(RECIPES)}"
+        )
+    return FAMILIES[name]
+
+
+def load_generator(checkpoint: Checkpoint, config: SamplingConfig) -> DefectGenerator:
+    """Builds the generator of a checkpoint, of whatever family, where `Family.generator` says."""
+    return family_of(checkpoint).generator(checkpoint, config)

@@ -1,0 +1,173 @@
+"""DT-GAN behind an actor: uint8 views in, samples out, each decided by its seed alone."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raygen import images
+from raygen.checkpoint import JUDGE, Checkpoint
+from raygen.families.dtgan.codes import Codes, read_bank, read_sizes
+from raygen.families.dtgan.folded import FoldedGenerator
+from raygen.families.dtgan.networks import Generator, compose
+from raygen.families.dtgan.scores import Judge, Judgement, Novelty
+from raygen.families.family import Made, TakesPhotographs, Views
+from raygen.families.inference import MicroBatches, load_weights
+from raygen.families.masks import Defects, confine, find_defects
+from raygen.families.recipes import SamplingConfig
+from raygen.families.scores import contrast, preservation
+from raygen.records import NORMAL, SCORES, SampleRequest
+
+_FEWEST_FOR_MEDIAN = 8  # layers; the median of fewer may still hold a defect
+
+
+class _Drawn(NamedTuple):
+    """Defects before they are put on anything."""
+
+    layer: torch.Tensor  # (M, C or C + 1, H, W)
+    content: torch.Tensor | None  # (M, content_channels, 16, 16); None where it is a reference's
+    references: NDArray[np.int64]  # (n,)
+
+
+class DTGANGenerator(TakesPhotographs):
+    """DT-GAN for inference: x̃ = B(x) + F(s, c), B once per view, F once per latent-guided sample, and the layers
+    of the reference bank, which depend on no normal, once per checkpoint.
+
+    Every forward pass has M = `micro_batch` rows, see `MicroBatches`.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, config: SamplingConfig) -> None:
+        super().__init__(checkpoint, config)
+        self.batches = MicroBatches(config)
+        self.device = self.batches.device
+        self.sizes = read_sizes(checkpoint)
+        generator = load_weights(Generator(self.sizes), checkpoint, "generator")
+        self.folded = FoldedGenerator(generator).to(self.device)
+        self.codes = Codes(checkpoint, config, self.sizes, self.batches)
+        # F(s, c) of every reference in the bank: (references, C or C + 1, H, W)
+        self.reference_layers = self.batches.run(self.folded.defect_layer, *read_bank(checkpoint, self.sizes))
+        if config.masks:
+            self.bare_layers = {name: self._bare_layer(name) for name in checkpoint.config.defect_types}
+            self.reference_defects = self._reference_defects()
+            self.judge = Judge(checkpoint, self.sizes, self.device) if JUDGE in checkpoint.files else None
+            self.novelty = Novelty(checkpoint, self.device)
+
+    # --------------------------------------------------------------------------------------------- samples
+
+    def backgrounds(self, pixels: NDArray[np.uint8]) -> torch.Tensor | None:
+        """B(x) of views, (n, H, W, C) to (n, C, H, W); residual compositions need none."""
+        if self.config.composition == "residual":
+            return None
+        return self.batches.run(
+            lambda some: self.folded.background(images.to_model(some)), torch.from_numpy(pixels)
+        )
+
+    @torch.inference_mode()
+    def make(self, views: Views, request: SampleRequest, seeds: NDArray[np.int64]) -> Made:
+        """Makes a request on up to `micro_batch` views; `seeds` are the only randomness."""
+        num_rows = len(seeds)
+        drawn = self._draw(request, seeds, views.products)
+        nowhere = np.zeros(views.pixels.shape[:3], bool)
+        masks, weights = Defects(nowhere, nowhere.astype(np.float32))
+        if self.config.masks:
+            found = self._find(drawn, request.defect_type, num_rows)
+            masks, weights = confine(found, views.allowed, fade_edges=self.config.native)
+        layer, on = drawn.layer, views.backgrounds
+        if self.config.composition == "residual":
+            layer = self.batches.pad(layer[:num_rows] - self.bare_layers[request.defect_type])
+            layer = layer * self.batches.pad(torch.from_numpy(weights).to(self.device))[:, None]
+            on = images.to_model(torch.from_numpy(views.pixels).to(self.device))
+        samples = images.from_model(compose(self.batches.pad(on), layer))  # (M, H, W, C)
+        pixels = samples[:num_rows].cpu().numpy()
+        scores = np.full((num_rows, len(SCORES)), np.nan, np.float32)
+        if self.config.masks:
+            scores = self._score(samples, pixels, masks, views, request, drawn.content)
+        return Made(
+            pixels=pixels,
+            layers=layer[:num_rows].cpu().numpy() if self.config.composition == "residual" else None,
+            masks=masks * np.uint8(255),
+            scores=scores,
+            references=drawn.references,
+        )
+
+    def _score(
+        self,
+        samples: torch.Tensor,
+        pixels: NDArray[np.uint8],
+        masks: NDArray[np.bool_],
+        views: Views,
+        request: SampleRequest,
+        content: torch.Tensor | None,
+    ) -> NDArray[np.float32]:
+        """(n, scores), in the order of SCORES."""
+        unknown = np.full(len(pixels), np.nan, np.float32)
+        judged = Judgement(unknown, unknown, unknown)
+        if self.judge is not None:
+            with self.batches.autocast():
+                judged = self.judge(samples, self.codes.domains[request.defect_type], views.products)
+        novelty = unknown if content is None else self.novelty(content[: len(pixels)], request.defect_type)
+        scores = {
+            **judged._asdict(),
+            "preservation": preservation(pixels, views.pixels, masks),
+            "mask_area": masks.mean(axis=(1, 2), dtype=np.float32),
+            "contrast": contrast(pixels, masks),
+            "novelty": novelty,
+        }
+        return np.stack([scores[name] for name in SCORES], axis=1)
+
+    # --------------------------------------------------------------------------------------------- defects
+
+    def _draw(self, request: SampleRequest, seeds: NDArray[np.int64], products: Sequence[str]) -> _Drawn:
+        """The defects that seeds stand for."""
+        if request.mode == "latent":
+            with self.batches.autocast():
+                style, content = self.codes.draw(request.defect_type, seeds)
+                layer = self.folded.defect_layer(style, content)
+            return _Drawn(layer.float(), content.float(), np.full(len(seeds), -1))
+        chosen = self.codes.choose(request.defect_type, seeds, products)
+        layer = self.reference_layers[torch.from_numpy(chosen).to(self.device)]
+        return _Drawn(self.batches.pad(layer), None, chosen)
+
+    # ----------------------------------------------------------------------------------------------- masks
+
+    @torch.inference_mode()
+    def _bare_layer(self, defect_type: str) -> torch.Tensor:
+        """What layers of a type have in common and no defect is part of: (C or C + 1, H, W).
+
+        It is their median over the references: defects lie here and there, so that most layers are bare at most
+        places. F(s, 0), which the algebra suggests, was never trained for the styles of defects, and is streaked.
+        With too few references it is normal's own layer.
+        """
+        rows = [row for row, item in enumerate(self.references) if item.defect_type == defect_type]
+        if len(rows) >= _FEWEST_FOR_MEDIAN:
+            return self.reference_layers[rows].median(dim=0).values
+        z = torch.zeros(self.micro_batch, self.sizes.latent_dim, device=self.device)
+        noise = torch.zeros(self.micro_batch, self.sizes.noise_size, device=self.device)
+        with self.batches.autocast():
+            style, content = self.codes.mapping.for_domain(z, self.codes.domains[NORMAL], noise)
+            return self.folded.defect_layer(style, torch.zeros_like(content))[0].float()
+
+    def _strength(self, layers: torch.Tensor, defect_type: str) -> NDArray[np.float32]:
+        """By how many grey levels layers, (n, C or C + 1, H, W), go beyond the bare one: (n, H, W)."""
+        change = (layers - self.bare_layers[defect_type]).abs().amax(dim=1)
+        return change.mul(127.5).cpu().numpy()
+
+    def _reference_defects(self) -> Defects:
+        """Those of all references."""
+        shape = (len(self.references), *[self.sizes.image_size] * 2)
+        found = Defects(np.zeros(shape, bool), np.zeros(shape, np.float32))
+        for row, item in enumerate(self.references):
+            strength = self._strength(self.reference_layers[row : row + 1], item.defect_type)
+            found.masks[row : row + 1], found.weights[row : row + 1] = find_defects(
+                strength, self.config.mask
+            )
+        return found
+
+    def _find(self, drawn: _Drawn, defect_type: str, num_rows: int) -> Defects:
+        """Where the first `num_rows` defects are."""
+        if drawn.content is None:
+            masks, weights = self.reference_defects
+            return Defects(masks[drawn.references], weights[drawn.references])
+        return find_defects(self._strength(drawn.layer[:num_rows], defect_type), self.config.mask)

@@ -1,0 +1,160 @@
+"""DT-GAN's part in a training: sizes, batches, validation, checkpoints; the steps are beside it."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from raygen import images
+from raygen.checkpoint import GENERATOR, JUDGE, REFERENCE_CODES, Reference
+from raygen.errors import UserError
+from raygen.families.dtgan.batches import BatchMaker, Sampler, to_batch
+from raygen.families.dtgan.config import DTGANTrainConfig
+from raygen.families.dtgan.sheet import training_sheet
+from raygen.families.dtgan.sizes import LADDER, PRESETS, DTGANConfig
+from raygen.families.dtgan.step import Networks, Training, generator_objective, generator_terms, iterate
+from raygen.families.family import Contents, Fields, Settled
+from raygen.families.photos import DefectSet, loader
+from raygen.families.world import Terms, World
+from raygen.records import MODES, NORMAL
+
+NUM_VALIDATION = 64
+"""Translations by which checkpoints are compared."""
+
+
+class DTGANTrainer:
+    """See raygen.families.family.Trainer."""
+
+    shown = ("latent/D/real", "latent/D/fake", "reference/G/cycle", "head start/D/foreground_class")
+
+    def __init__(self, config: DTGANTrainConfig, run: Settled) -> None:
+        self.config = config
+        self.sizes = DTGANConfig(**run.model)
+
+    @staticmethod
+    def draft(config: DTGANTrainConfig) -> tuple[dict[str, Any], DefectSet]:
+        defects = DefectSet.read(config)
+        return asdict(network_sizes(config, len(defects.products), 1 + len(defects.defect_types))), defects
+
+    def describe(self) -> str:
+        channels = f"{self.sizes.channels} channel{'s' * (self.sizes.channels > 1)}"
+        return f"{self.sizes.image_size} px, {channels}, width {self.sizes.width:g}"
+
+    def start(self, on: torch.device) -> Training:
+        return Training.start(self.config, self.sizes, on)
+
+    def warm(self, training: Training) -> None:
+        training.images_seen = self.config.optimizer.head_start
+
+    def stepper(self, training: Training, world: World) -> Callable[[Fields], Terms]:
+        networks = training.networks
+        if world.size > 1:
+            networks = Networks(*(DistributedDataParallel(network) for _, network in networks.items()))
+        device = next(training.networks.mapping.parameters()).device
+        batch_size = self.config.batch_per_worker * world.size
+
+        def step(fields: Fields) -> Terms:
+            return iterate(training, networks, to_batch(fields).to(device), self.config, batch_size)
+
+        return step
+
+    def _sampler(self, photos: DefectSet) -> Sampler:
+        return Sampler(photos.domains, photos.product_numbers, self.config.seed, self.config.balance)
+
+    def maker(self, learning: DefectSet, in_memory: bool) -> BatchMaker:
+        load = loader(learning.photos, self.sizes, in_memory=in_memory)
+        sampler = self._sampler(learning)
+        return BatchMaker(sampler, load, self.sizes, self.config.augment)
+
+    @torch.no_grad()
+    def validate(self, training: Training, judged: DefectSet) -> dict[str, float]:
+        """G's terms without their games (adversarial, diversity) on a fixed set of translations, by the averaged
+        weights: each, by its name, and `objective`, their weighted sum."""
+        average = training.average
+        load = loader(judged.photos, self.sizes, in_memory=False)
+        sampler = self._sampler(judged)
+        make = BatchMaker(sampler, load, self.sizes, augment=False)
+        device = next(average.mapping.parameters()).device
+        sums: dict[str, float] = defaultdict(float)
+        size = 8
+        for start in range(0, NUM_VALIDATION, size):
+            batch = to_batch(make(range(start, start + size))).to(device)
+            for mode in MODES:
+                terms = generator_terms(average, batch, mode, self.config.loss, with_diversity=False)
+                del terms["adversarial"]
+                sums["objective"] += generator_objective(terms, self.config.loss, 1.0).item()
+                for name, term in terms.items():
+                    sums[f"{mode}/{name}"] += term.item()
+        num_batches = NUM_VALIDATION // size
+        return {
+            name: value / num_batches / (len(MODES) if name == "objective" else 1)
+            for name, value in sums.items()
+        }
+
+    def sheet(self, training: Training, judged: DefectSet) -> bytes:
+        return training_sheet(training.average, judged, self.sizes, self.config.seed)
+
+    def contents(self, training: Training, learning: DefectSet) -> Contents:
+        average = training.average
+        networks = {
+            "generator": average.translator.generator,
+            "mapping": average.mapping,
+            "encoder": average.encoder,
+        }
+        weights = {
+            f"{name}.{key}": value
+            for name, network in networks.items()
+            for key, value in network.state_dict().items()
+        }
+        more = self.config.more_defects  # may be synthetic, and a reference is a real defect
+        real = learning.only(lambda photo: not (more and photo.uri.startswith(f"{more}/")))
+        codes, references = self._reference_bank(average, real)
+        return Contents(
+            model=asdict(self.sizes),
+            image_size=self.sizes.image_size,
+            channels=self.sizes.channels,
+            tensors={GENERATOR: weights, JUDGE: average.discriminator.state_dict(), REFERENCE_CODES: codes},
+            references=references,
+        )
+
+    @torch.no_grad()
+    def _reference_bank(
+        self, average: Networks, learning: DefectSet
+    ) -> tuple[dict[str, torch.Tensor], tuple[Reference, ...]]:
+        """Codes of some of the defects of each cell, at even distances."""
+        defects = learning.only(lambda photo: photo.defect_type != NORMAL)
+        photos = defects.spread(self.config.references_per_cell)
+        chosen = DefectSet(photos, learning.products, learning.defect_types)
+        load = loader(photos, self.sizes, in_memory=False)
+        device = next(average.encoder.parameters()).device
+        styles, contents = [], []
+        for start in range(0, len(photos), 32):
+            some = range(len(photos))[start : start + 32]
+            x = images.to_model(torch.from_numpy(load([*some]))).to(device)
+            domain = torch.tensor([chosen.domains[i] for i in some], device=device)
+            style, content = average.encoder(x, domain)
+            styles.append(style.cpu())
+            contents.append(content.cpu())
+        references = tuple(Reference(uri=p.uri, product=p.product, defect_type=p.defect_type) for p in photos)
+        return {"style": torch.cat(styles), "content": torch.cat(contents)}, references
+
+
+def network_sizes(config: DTGANTrainConfig, num_products: int, num_domains: int) -> DTGANConfig:
+    """The preset with the recipe's changes, for a defect set.
+
+    Raises:
+        UserError: no such preset or field, or a value out of range.
+    """
+    if config.preset not in PRESETS:
+        raise UserError(f"preset = {config.preset!r}: choose from {', '.join(PRESETS)}")
+    counts = {"num_products": num_products, "num_domains": num_domains}
+    for name in counts:
+        if name in config.model:
+            raise UserError(f"model.{name}: is counted from the defect set; leave it out")
+    try:
+        return replace(PRESETS[config.preset], **{**LADDER[config.ladder], **config.model, **counts})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model: {error}; see raygen.families.dtgan.sizes.DTGANConfig") from None

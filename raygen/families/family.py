@@ -1,0 +1,282 @@
+"""What a family is to the engines: a `Family`, which needs no torch; at work on a training, a `Trainer`; and in
+an actor of the main job, a `DefectGenerator`. Loop, folder, recorder, plan, stages, gate are the same for all."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raygen.checkpoint import Checkpoint, Reference
+from raygen.data.defects import load_photos
+from raygen.families.photos import DefectSet
+from raygen.families.recipes import SamplingConfig, TrainingConfig
+from raygen.records import SampleRequest
+from raygen.show import draw_sheet
+
+if TYPE_CHECKING:
+    from torch import Tensor, device
+
+    from raygen.families.world import Terms, Training, World
+
+
+class Family:
+    """One family, as the engines see it before they need its networks; what differs is overridden."""
+
+    recipe: type[TrainingConfig] | None = None
+    """The recipe of its trainings; None if there is nothing to train."""
+    draws_normals = False
+    """Whether it makes normals of its own, from a pool of seeds."""
+    takes_photographs = True
+    """Whether it puts defects on photographs."""
+    has_masks = True
+    """Whether it knows where its defects are, so that samples have masks and scores, and go through the gate."""
+    needs_references = True
+    """Whether a reference-guided sample takes a row of the checkpoint's reference bank."""
+    learns = True
+    """Whether a checkpoint that has seen no image is worthless."""
+
+    def trainer(self) -> "type[Trainer[Any]]":
+        """What carries its trainings out."""
+        raise AssertionError("there is no recipe for this")
+
+    def generator(self, checkpoint: Checkpoint, config: SamplingConfig) -> "DefectGenerator":
+        """Builds the generator of a checkpoint on the GPU this process may use, else on the CPU.
+
+        Raises:
+            UserError: the checkpoint's sizes and weights do not go together.
+        """
+        raise NotImplementedError
+
+    def refuse(self, checkpoint: Checkpoint, config: SamplingConfig) -> None:
+        """Raises UserError if a config asks for what this checkpoint cannot make."""
+
+    def warnings(self, checkpoint: Checkpoint, config: SamplingConfig) -> list[str]:
+        """What to tell the user about a checkpoint before the main job starts."""
+        return []
+
+
+# ------------------------------------------------------------------------------------------------------ to train
+
+Fields = dict[str, np.ndarray]
+"""A process's share of a batch, before it becomes tensors."""
+
+MakeBatch = Callable[[Sequence[int]], Fields]
+"""Numbers of images -> what the networks see of them; can be pickled."""
+
+T = TypeVar("T", bound="Training")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a family puts into a checkpoint."""
+
+    model: dict[str, Any]  # its sizes
+    image_size: int
+    channels: int
+    tensors: "Mapping[str, Mapping[str, Tensor]]"  # file name -> tensors
+    references: tuple[Reference, ...] = ()
+
+
+class Settled(Protocol):
+    """What a training's folder has settled for good, see `raygen.train.folder.TrainingRun`."""
+
+    @property
+    def model(self) -> dict[str, Any]: ...
+
+    @property
+    def products(self) -> tuple[str, ...]: ...
+
+    @property
+    def defect_types(self) -> tuple[str, ...]: ...
+
+
+class Trainer(Protocol[T]):
+    """One family at work on one training; made of its recipe and what the folder says it is."""
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The losses that a progress line shows."""
+        ...
+
+    def __init__(self, config: Any, run: Settled) -> None: ...
+
+    @staticmethod
+    def draft(config: Any) -> tuple[dict[str, Any], DefectSet]:
+        """The sizes of the networks that a recipe asks for, and the photos to learn from and to validate on.
+
+        Raises:
+            UserError: no such photos, or wrong sizes.
+        """
+        ...
+
+    def describe(self) -> str:
+        """The sizes for a person: `64 px, 1 channel, width 0.125`."""
+        ...
+
+    def start(self, on: "device") -> T:
+        """A training at its first image."""
+        ...
+
+    def warm(self, training: T) -> None:
+        """Brings a training to where its steps cost what most of them do."""
+        ...
+
+    def stepper(self, training: T, world: "World") -> "Callable[[Fields], Terms]":
+        """One iteration on this process's share of a batch: moves `training` on by the whole batch, and returns
+        this process's terms by name, without gradients. They may be non-finite."""
+        ...
+
+    def maker(self, learning: DefectSet, in_memory: bool) -> MakeBatch:
+        """Draws, loads and augments images by number; photos are decoded now, or when they are wanted."""
+        ...
+
+    def validate(self, training: T, judged: DefectSet) -> dict[str, float]:
+        """How good the averaged weights are, by name; `objective` is what the best checkpoint has least of."""
+        ...
+
+    def sheet(self, training: T, judged: DefectSet) -> bytes:
+        """A PNG that shows what the averaged weights do."""
+        ...
+
+    def contents(self, training: T, learning: DefectSet) -> Contents:
+        """The checkpoint."""
+        ...
+
+
+C = TypeVar("C", bound=TrainingConfig)
+
+
+class NoIterations(Generic[C]):
+    """What trainers have in common that learn nothing in iterations. Their recipe says `images = 0`, and has an
+    `image_size` and `channels`."""
+
+    shown = ()
+
+    def __init__(self, config: C, run: Settled) -> None:
+        self.config: C = config
+
+    def describe(self) -> str:
+        return "nothing is learned in iterations"
+
+    def start(self, on: "device") -> "Still":
+        """A training that is at its end."""
+        return Still()
+
+    def warm(self, training: "Still") -> NoReturn:
+        raise AssertionError("images = 0")
+
+    def stepper(self, training: "Still", world: "World") -> NoReturn:
+        raise AssertionError("images = 0")
+
+    def maker(self, learning: DefectSet, in_memory: bool) -> NoReturn:
+        raise AssertionError("images = 0")
+
+    def validate(self, training: "Still", judged: DefectSet) -> dict[str, float]:
+        """There are no weights to validate."""
+        return {}
+
+    def sheet(self, training: "Still", judged: DefectSet) -> bytes:
+        """Some of the photos: what there is to see before the main job."""
+        side = 128
+        groups = {
+            product: [list(load_photos([p for p in judged.photos if p.product == product][:8], side, 3))]
+            for product in judged.products[:8]
+        }
+        return draw_sheet(["photo"] * 8, groups, side)
+
+
+class Still:
+    """A training in which nothing changes; see `raygen.families.world.Training`."""
+
+    images_seen = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+    def is_finite(self) -> bool:
+        return True
+
+
+# --------------------------------------------------------------------------------------------------- to generate
+
+
+class Views(NamedTuple):
+    """Some rows of windows, one view of each."""
+
+    pixels: NDArray[np.uint8]  # (n, H, W, C)
+    products: list[str]  # (n,)
+    allowed: NDArray[np.bool_] | None  # (n, H, W): where defects may lie; None for anywhere
+    backgrounds: Any  # (n, C, H, W), as the generator's `backgrounds` gave them; or None
+
+
+class Made(NamedTuple):
+    """One sample on each of n views."""
+
+    pixels: NDArray[np.uint8]  # (n, H, W, C)
+    # (n, C or C + 1, H, W): the weighted defects, in residual compositions
+    layers: NDArray[np.float32] | None
+    masks: NDArray[np.uint8]  # (n, H, W): 255 on the defect, else 0
+    scores: NDArray[np.float32]  # (n, scores), in the order of SCORES; NaN where nobody can tell
+    references: NDArray[np.int64]  # (n,): row of the checkpoint's reference index; -1 for none
+
+
+class Rows(Protocol):
+    """Something of n views, that can be chosen from as an array can."""
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> Any: ...
+
+
+class DefectGenerator(Protocol):
+    """What an actor holds."""
+
+    is_judged: bool
+    """Whether its samples have masks and scores, and go through the gate."""
+    micro_batch: int
+    """The most views it takes at once."""
+
+    @property
+    def block(self) -> int | None:
+        """The most views whose backgrounds shall be held at once; None for a shard's."""
+        ...
+
+    def draw_normals(self, seeds: Sequence[int], products: Sequence[str]) -> tuple[NDArray[np.uint8], Rows]:
+        """Draws n normals, one from each seed, (n, H, W, C), and their backgrounds; only asked of families that
+        can."""
+        ...
+
+    def backgrounds(self, pixels: NDArray[np.uint8]) -> Rows | None:
+        """What samples of the same views have in common: (n, H, W, C) to something with n rows, or to None."""
+        ...
+
+    def make(self, views: Views, request: SampleRequest, seeds: NDArray[np.int64]) -> Made:
+        """Makes a request on up to `micro_batch` views; `seeds`, (n,), are the only randomness."""
+        ...
+
+
+class TakesPhotographs:
+    """What generators that draw no normals have in common."""
+
+    block = None
+
+    def __init__(self, checkpoint: Checkpoint, config: SamplingConfig) -> None:
+        self.config = config
+        self.references = checkpoint.references
+        self.micro_batch = config.micro_batch
+        self.is_judged = config.masks
+
+    def backgrounds(self, pixels: NDArray[np.uint8]) -> Rows | None:
+        """There is nothing to compute."""
+        return None
+
+    def draw_normals(self, seeds: Sequence[int], products: Sequence[str]) -> NoReturn:
+        raise AssertionError("the plan refuses this")
+
+
+def stream(seed: int) -> np.random.Generator:
+    """A seed's own stream of numbers: Philox, the same on every machine."""
+    return np.random.Generator(np.random.Philox(key=int(seed)))

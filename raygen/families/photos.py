@@ -1,0 +1,151 @@
+"""The defect set as a training numbers it: domains and products, what learns and what validates, pixels."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Protocol
+
+import numpy as np
+
+from raygen.data.defects import (
+    KINDS,
+    Kind,
+    Photo,
+    group_by_cell,
+    keep_defects,
+    list_defect_set,
+    load_masks,
+    load_photos,
+)
+from raygen.errors import UserError
+from raygen.families.recipes import TrainingConfig
+from raygen.records import NORMAL
+
+Load = Callable[[list[int]], np.ndarray]
+"""Indices of photos to their pixels, uint8 (len, H, W, C)."""
+
+
+TRAINING_SPLITS, VALIDATION_SPLITS = ("", "train"), ("val", "validation")
+
+
+@dataclass(frozen=True)
+class DefectSet:
+    """Photos, and the names that their domains and products have numbers of."""
+
+    photos: Sequence[Photo]
+    products: tuple[str, ...]
+    defect_types: tuple[str, ...]  # domains 1, 2, …; 0 is normal
+
+    @classmethod
+    def read(cls, config: TrainingConfig, kinds: Sequence[Kind] = KINDS) -> "DefectSet":
+        """Lists what the recipe names: the photos to learn from and to validate on.
+
+        Raises:
+            UserError: nothing to learn from there.
+        """
+        listed = list_defect_set(config.defects, types=config.types, products=config.products, kinds=kinds)
+        photos = [photo for photo in listed if photo.split in TRAINING_SPLITS + VALIDATION_SPLITS]
+        learning = keep_defects(
+            [photo for photo in photos if photo.split in TRAINING_SPLITS], config.keep_defects
+        )
+        there = {photo.defect_type for photo in learning}
+        if ("normals" in kinds and NORMAL not in there) or ("defects" in kinds and not there - {NORMAL}):
+            wanted = f"{' and '.join(kinds)} are {'both ' * (len(kinds) > 1)}needed"
+            raise UserError(
+                f"defects = {config.defects}: {wanted} in its split train; "
+                f"there are {', '.join(sorted(there)) or 'none'}"
+            )
+        products = tuple(sorted({photo.product for photo in learning}))
+        more = _more_defects(config, products, there - {NORMAL})
+        photos, learning = [*photos, *more], [*learning, *more]
+        learned = set(learning)
+        kept = [
+            photo
+            for photo in photos
+            if photo in learned
+            or (photo.split in VALIDATION_SPLITS and photo.product in products and photo.defect_type in there)
+        ]
+        return cls(kept, products, tuple(sorted(there - {NORMAL})))
+
+    def part(self, splits: Sequence[str]) -> "DefectSet":
+        """The photos of some splits."""
+        return self.only(lambda photo: photo.split in splits)
+
+    def only(self, wanted: Callable[[Photo], bool]) -> "DefectSet":
+        """Some of the photos, under the same numbers of domains and products."""
+        return DefectSet(list(filter(wanted, self.photos)), self.products, self.defect_types)
+
+    def spread(self, most: int) -> list[Photo]:
+        """At most so many of each cell (product × defect type), at even distances."""
+        chosen: list[int] = []
+        for cell in group_by_cell(self.photos).values():
+            chosen += cell[:: max(1, len(cell) // most)][:most]
+        return [self.photos[i] for i in chosen]
+
+    @cached_property
+    def domains(self) -> list[int]:
+        """Foreground domain of each photo."""
+        return [(NORMAL, *self.defect_types).index(photo.defect_type) for photo in self.photos]
+
+    @cached_property
+    def product_numbers(self) -> list[int]:
+        """Number of each photo's product."""
+        return [self.products.index(photo.product) for photo in self.photos]
+
+    def describe(self) -> str:
+        """`metal: 400 normal, 200 scratches; fabric: …`"""
+        cells = group_by_cell(self.photos)
+        return "; ".join(
+            f"{product}: "
+            + ", ".join(f"{len(rows):,} {kind}" for (other, kind), rows in cells.items() if other == product)
+            for product in self.products
+        )
+
+
+def _more_defects(
+    config: TrainingConfig, products: Sequence[str], defect_types: Collection[str]
+) -> list[Photo]:
+    """Those of the other defect set, of products and types that the first one has."""
+    if config.more_defects is None:
+        return []
+    found = [
+        photo
+        for photo in list_defect_set(config.more_defects, kinds=["defects"])
+        if photo.split in TRAINING_SPLITS and photo.product in products and photo.defect_type in defect_types
+    ]
+    if not found:
+        raise UserError(
+            f"more_defects = {config.more_defects}: no defects to learn from there of {', '.join(products)} and "
+            f"{', '.join(sorted(defect_types))}; name a folder that has some, or leave it out"
+        )
+    return found
+
+
+class Sizes(Protocol):
+    """Those of images, as every family's sizes have them."""
+
+    @property
+    def image_size(self) -> int: ...
+
+    @property
+    def channels(self) -> int: ...
+
+
+def loader(photos: Sequence[Photo], sizes: Sizes, *, in_memory: bool, with_masks: bool = False) -> Load:
+    """Gives photos by index: uint8 (n, H, W, C), with masks a channel more.
+
+    Args:
+        photos: all of them.
+        sizes: what they are brought to.
+        in_memory: whether they are decoded now and kept, or read whenever they are wanted.
+        with_masks: whether the mask stands behind the image's channels, 0 or 255.
+    """
+    if in_memory:
+        return _read(photos, sizes, with_masks, range(len(photos))).__getitem__
+    return partial(_read, photos, sizes, with_masks)
+
+
+def _read(photos: Sequence[Photo], sizes: Sizes, with_masks: bool, indices: Sequence[int]) -> np.ndarray:
+    some = [photos[i] for i in indices]
+    pixels = load_photos(some, sizes.image_size, sizes.channels)
+    return np.concatenate([pixels, load_masks(some, sizes.image_size)], axis=3) if with_masks else pixels

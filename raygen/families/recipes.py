@@ -1,0 +1,148 @@
+"""What the recipes of all families have in common, and what a family sees of the main job's."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from raygen.config import Config, Place
+from raygen.data.pool import is_drawn
+
+Balance = Literal["cells", "defect_types", "none"]
+
+
+class TrainComputeConfig(Config):
+    """How a training is spread over the cluster."""
+
+    num_workers: Annotated[int, Field(ge=1)] | None = None
+    """Processes of the data-parallel training. Default: one per GPU of the cluster; one without GPUs."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
+    """Default: 1 on a cluster that has GPUs, else 0."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    """Logical CPUs a worker reserves; without a GPU also its threads."""
+    loading: Literal["memory", "stream"] = "memory"
+    """Photos are decoded once and kept by every worker, or read again for every batch, ahead, by Ray Data."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """How often lost workers are replaced, and the training goes on from its last checkpoint."""
+
+
+class TrainingConfig(Config):
+    """What the recipes of all families have in common."""
+
+    defects: Place
+    """The defect set: `{product}/{defect_type}/{id}.png` and `{product}/normal/{id}.png` with an optional
+    metadata.csv, or the MVTec AD layout. Photos of the split "val" validate, those of "test" are not touched."""
+    more_defects: Place | None = None
+    """Another defect set, whose defects are learned from, too: say synthetic ones, as `raygen defects` writes them
+    of a run."""
+    output: Place
+    """The training's folder: checkpoints, metrics, sheets. Run the same command again to resume."""
+    types: dict[str, str] = Field(default_factory=dict)
+    """Folder of defects -> defect type, say {crack = "scratches"}; "-" leaves a folder out."""
+    products: tuple[str, ...] = ()
+    """Which products to learn. Default: all."""
+    keep_defects: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """Product -> how many defects of each type to learn from, say {A = 20} for the paper's 20A. Default: all."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    model: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the networks' sizes that differ from their defaults, or the preset's."""
+    images: Annotated[int, Field(ge=1)]
+    """The training's length, in images seen."""
+    batch_per_worker: Annotated[int, Field(ge=1)]
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: mixed precision, for GPUs."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = 20_000
+    """Images between two checkpoints, each with metrics and a sample sheet: what a killed worker costs at most."""
+    num_to_keep: Annotated[int, Field(ge=1)] = 2
+    """The latest checkpoints that stay; the best one stays besides."""
+    compute: TrainComputeConfig = TrainComputeConfig()
+
+    def places(self) -> dict[str, str]:
+        """The keys that name places, and what they name."""
+        return named(defects=self.defects, more_defects=self.more_defects, output=self.output)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the weights: a training is resumed only by a config with the same. (Of two numbers of
+        workers with equal batches in all, one can go on for the other.)"""
+        policy = {"output", "compute", "num_to_keep", "checkpoint_every", "references_per_cell"}
+        return self.model_dump(mode="json", exclude=policy)
+
+
+class MaskConfig(Config):
+    """How the mask of a defect is read off its layer; lengths are pixels of the model's image. The defaults were
+    chosen on surfaces; tests/benchmarks/sample_quality.py judges them."""
+
+    threshold: Annotated[float, Field(gt=0)] = 20.0
+    """Grey levels of change that make a defect."""
+    noise_factor: Annotated[float, Field(ge=0)] = 4.0
+    """Or so many times the noise of the layer, if that is more."""
+    peak_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Or this share of the layer's strongest change, if that is more."""
+    spread: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """A defect reaches as far as the change exceeds this share of the threshold."""
+    close: Annotated[int, Field(ge=0)] = 0
+    """Gaps up to twice this width are closed."""
+    min_area: Annotated[float, Field(ge=0, lt=1)] = 0.001
+    """Parts smaller than this share of the window are noise."""
+    fade: Annotated[float, Field(gt=0)] = 1.0
+    """In a residual composition: the change by which a defect comes to its full strength, from 0 where it begins,
+    as a share of where it begins. So it has no hard edge."""
+
+
+class InvertConfig(Config):
+    """How DFM-GAN finds the styles that draw a given normal."""
+
+    steps: Annotated[int, Field(ge=1)] = 150
+    """Of Adam, on the styles."""
+    lr: Annotated[float, Field(gt=0)] = 0.05
+
+
+class OnceConfig(TrainingConfig):
+    """What the recipes of families have in common that learn nothing in iterations: one checkpoint, written at
+    once."""
+
+    model: Annotated[dict[str, Any], Field(max_length=0)] = Field(default_factory=dict)
+    images: Annotated[int, Field(ge=0, le=0)] = 0
+    batch_per_worker: Annotated[int, Field(ge=1, le=1)] = 1
+    image_size: Annotated[int, Field(ge=8, le=4096)] = 256
+    """Height and width that photos are brought to."""
+    channels: Literal[1, 3] = 3
+    references_per_cell: Annotated[int, Field(ge=1)] = 64
+    """Photos of each product and type in a checkpoint's reference bank, at most."""
+
+
+def named(**places: str | None) -> dict[str, str]:
+    """Those of some keys that name a place."""
+    return {key: uri for key, uri in places.items() if uri}
+
+
+class SamplingConfig(Config):
+    """What a family sees of the main job's recipe: the keys that decide how samples are made, not how they are
+    ordered, judged, written or computed."""
+
+    pool: Place
+    """Where the normals are: `s3://bucket/prefix/` or a folder, `{product}/**/*.png` (jpg, bmp, tif, webp); a
+    Parquet or CSV manifest with `uri, product`; Parquet with an `image` column and `product`; or, for DFM-GAN,
+    `seeds:0-1000000`: as many normals that it draws itself, of its products in turn."""
+    reference_products: Literal["any", "same"] | Annotated[tuple[str, ...], Field(min_length=1)] = "any"
+    """Whose references guide a normal: those of any product, of its own, or of the products in a list (the paper's
+    Tables 4 and 13: vA, vB, vC, and vABC = "any")."""
+    composition: Literal["reconstruct", "residual"] = "reconstruct"
+    """"reconstruct": the whole image comes out of the generator, as in the paper. "residual": the defect alone is
+    put on the normal's own pixels, and nothing changes outside the mask."""
+    native: bool = False
+    """Whether a normal keeps its size: the defect is made in a window of it. Wants `composition = "residual"`."""
+    masks: bool = True
+    """Whether samples get masks and scores; without them nothing is gated."""
+    write_normals: bool = False
+    """Whether a normal that is drawn is a sample, too, of the defect type "normal"."""
+    micro_batch: Annotated[int, Field(ge=1)] = 8
+    """Normals in one forward pass, padded to this number: part of what decides a sample's last bit."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 is faster on GPUs, and about 2 % (rms) off."""
+    mask: MaskConfig = MaskConfig()
+    invert: InvertConfig = InvertConfig()
+
+    @property
+    def draws_normals(self) -> bool:
+        """Whether the family draws the normals itself."""
+        return is_drawn(self.pool)

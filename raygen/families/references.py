@@ -1,0 +1,49 @@
+"""Which rows of a checkpoint's reference bank guide which samples."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raygen.checkpoint import Reference
+from raygen.families.family import stream
+from raygen.families.recipes import SamplingConfig
+
+
+def choose_references(
+    references: Sequence[Reference],
+    config: SamplingConfig,
+    defect_type: str,
+    seeds: NDArray[np.int64],
+    products: Sequence[str],
+) -> NDArray[np.int64]:
+    """Rows of the bank, (n,), one for each seed and the product of its normal.
+
+    Args:
+        references: the bank's index.
+        config: says of which products references may be.
+        defect_type: of the samples.
+        seeds: (n,), the only randomness.
+        products: (n,), of the normals.
+    """
+    wanted = config.reference_products
+    banks = {product: _bank(references, wanted, defect_type, product) for product in set(products)}
+    return np.array(
+        [
+            banks[product][int(stream(seed).integers(len(banks[product])))]
+            for seed, product in zip(seeds, products, strict=True)
+        ]
+    )
+
+
+def _bank(
+    references: Sequence[Reference], wanted: str | tuple[str, ...], defect_type: str, product: str
+) -> list[int]:
+    """The references that may guide a sample on a normal of a product."""
+    allowed = None if wanted == "any" else {product} if wanted == "same" else set(wanted)
+    names = None if allowed is None else {name.casefold() for name in allowed}
+    return [
+        row
+        for row, item in enumerate(references)
+        if item.defect_type == defect_type and (names is None or item.product.casefold() in names)
+    ]

@@ -1,1 +1,0 @@
-"""The papers' networks, one file a paper: torch and the standard library only."""

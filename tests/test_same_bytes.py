@@ -1,0 +1,68 @@
+"""What a release makes, the next one makes: samples of the shipped checkpoint against digests that were taken at
+commit 12078af, before each family moved into a folder of its own.
+
+`python tests/test_same_bytes.py` prints them anew, for a change that is meant to change samples.
+"""
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from factories import write_run
+
+from raygen import images, storage, surfaces
+from raygen.data.runs import read_shard
+from raygen.demo import CHECKPOINT
+from raygen.generate.config import GenerateConfig
+
+GOLDEN = Path(__file__).with_name("same_bytes.json")
+COMPOSITIONS = ("reconstruct", "residual")
+
+
+def samples_of(composition: str, folder: Path) -> list[tuple[str, str, float]]:
+    """Of each sample of four normals a product: what it is, the digest of its pixels and mask, their mean."""
+    for name, pixels in surfaces.pool(4, seed=11, size=64):
+        storage.put(str(folder / "pool" / name), images.encode_png(pixels))
+    config = GenerateConfig(
+        pool=str(folder / "pool"),
+        output=str(folder / composition),
+        checkpoint=CHECKPOINT,
+        composition=composition,  # pyright: ignore[reportArgumentType]
+    )
+    found = []
+    for stats in write_run(config).shards:
+        for row in read_shard(config.output, stats).to_pylist():
+            name = "/".join((Path(row["normal_uri"]).stem, row["product"], row["defect_type"], row["mode"]))
+            pixels = [images.decode_photo(row[key]["bytes"], 2**20) for key in ("image", "mask")]
+            sha = hashlib.sha256(b"".join([str(row["seed"]).encode(), *(p.tobytes() for p in pixels)]))
+            found.append((name, sha.hexdigest(), float(np.mean(pixels))))
+    return sorted(found)
+
+
+def measured() -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        return {
+            "kernels": f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}",
+            **{composition: samples_of(composition, Path(folder)) for composition in COMPOSITIONS},
+        }
+
+
+@pytest.mark.parametrize("composition", COMPOSITIONS)
+def test_the_shipped_checkpoint_makes_the_samples_that_it_made(composition: str, tmp_path: Path) -> None:
+    golden = json.loads(GOLDEN.read_text())
+    now = samples_of(composition, tmp_path)
+    names, digests, means = zip(*golden[composition], strict=True)
+    assert [name for name, _, _ in now] == list(names)
+    # Another CPU, or torch, may round the last bit otherwise: then all but the same.
+    assert [mean for _, _, mean in now] == pytest.approx(means, abs=0.5)
+    if golden["kernels"] == f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}":
+        assert [digest for _, digest, _ in now] == list(digests)
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps(measured(), indent=1) + "\n")
