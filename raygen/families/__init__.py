@@ -6,6 +6,7 @@ from raygen.families.dfmgan import DFMGAN
 from raygen.families.dtgan import DTGAN
 from raygen.families.family import DefectGenerator, Family
 from raygen.families.null import Null
+from raygen.families.perlin import Perlin
 from raygen.families.recipes import SamplingConfig, TrainingConfig
 from raygen.families.stylegan2 import StyleGAN2
 
@@ -13,6 +14,7 @@ FAMILIES: dict[str, Family] = {
     "dtgan": DTGAN(),
     "stylegan2": StyleGAN2(),
     "dfmgan": DFMGAN(),
+    "perlin": Perlin(),
     "null": Null(),
 }
 

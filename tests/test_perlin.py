@@ -1,0 +1,211 @@
+"""Perlin, the family that needs no real defect: its noise and masks, and the whole path through the engines."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Head
+from factories import write_run, write_split_set
+
+from raygen import images, storage
+from raygen.data.runs import read_run, read_shard
+from raygen.families.family import stream
+from raygen.families.perlin import PerlinTrainConfig
+from raygen.families.perlin.anomalies import altered, perlin_noise
+from raygen.generate.config import GenerateConfig
+from raygen.generate.reproduce import reproduce
+from raygen.generate.verify import verify_run
+from raygen.train.config import load_train_config
+from raygen.train.job import dry_run, train
+
+ROOT = Path(__file__).parent.parent
+
+
+def config_of(folder: Path, **changes: object) -> PerlinTrainConfig:
+    values = {"defects": str(folder / "set"), "output": str(folder / "bank"), "image_size": 64, "channels": 1}
+    return PerlinTrainConfig.model_validate({**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A defect set, a bank of its textures, and its normals as a pool."""
+    folder = tmp_path_factory.mktemp("perlin")
+    write_split_set(str(folder / "set"), {"train": (6, 2), "test": (2, 2)})
+    for photo in (folder / "set").glob("*/normal/train-*.png"):
+        target = folder / "pool" / photo.parent.parent.name / photo.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(photo.read_bytes())
+    train(config_of(folder))
+    return folder
+
+
+def run_of(folder: Path, name: str, **changes: object) -> GenerateConfig:
+    values = {
+        "pool": str(folder / "pool"),
+        "checkpoint": str(folder / "bank"),
+        "output": str(folder / name),
+        "composition": "residual",
+    }
+    return GenerateConfig.model_validate({**values, **changes})
+
+
+def rows_of(config: GenerateConfig) -> list[dict]:
+    rows = [row for stats in write_run(config).shards for row in read_shard(config.output, stats).to_pylist()]
+    return sorted(rows, key=lambda row: (row["normal_uri"], row["mode"]))
+
+
+def pixels_of(data: bytes) -> np.ndarray:
+    return images.decode_photo(data, 2**20).astype(int)
+
+
+def naive_noise(seed: int, size: int) -> np.ndarray:
+    """Perlin's noise, pixel by pixel, corner by corner."""
+    random = stream(seed)
+    angle, (down, across) = random.uniform(0, 2 * np.pi), 2.0 ** random.integers(0, 6, 2)
+    directions = random.uniform(0, 2 * np.pi, (64, 64))
+    noise = np.zeros((size, size))
+    for row in range(size):
+        for column in range(size):
+            y = down * (np.cos(angle) * row - np.sin(angle) * column) / size
+            x = across * (np.sin(angle) * row + np.cos(angle) * column) / size
+            top, left = int(np.floor(y)), int(np.floor(x))
+
+            def toward(i: int, j: int, y: float = y, x: float = x) -> float:
+                direction = directions[i % 64, j % 64]
+                return np.sin(direction) * (y - i) + np.cos(direction) * (x - j)
+
+            def blend(a: float, b: float, t: float) -> float:
+                return a + (b - a) * (6 * t**5 - 15 * t**4 + 10 * t**3)
+
+            upper = blend(toward(top, left), toward(top, left + 1), x - left)
+            lower = blend(toward(top + 1, left), toward(top + 1, left + 1), x - left)
+            noise[row, column] = np.sqrt(2) * blend(upper, lower, y - top)
+    return noise
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_noise_is_perlin_s(seed: int) -> None:
+    assert perlin_noise(stream(seed), 24) == pytest.approx(naive_noise(seed, 24), abs=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_texture_is_altered_and_keeps_its_form(channels: int) -> None:
+    texture = np.random.default_rng(0).integers(0, 200, (40, 40, channels), np.uint8)
+    for seed in range(8):
+        found = altered(texture, stream(seed))
+        assert (found.shape, found.dtype) == (texture.shape, np.uint8)
+        assert (found != texture).mean() > 0.5
+
+
+@pytest.mark.parametrize("composition", ["reconstruct", "residual"])
+def test_masks_are_exact(folder: Path, composition: str) -> None:
+    """What changed lies inside the mask, most of the mask has changed, and no mask is empty."""
+    config = run_of(folder, composition, composition=composition)
+    for row in rows_of(config):
+        mask = pixels_of(row["mask"]["bytes"])[:, :, 0] == 255
+        change = pixels_of(row["image"]["bytes"]) != pixels_of(storage.read(row["normal_uri"]))
+        assert mask.any()
+        assert not change[~mask].any()
+        assert (row["preservation"], row["realism"], row["novelty"]) == (0, None, None)
+        assert row["mask_area"] == pytest.approx(mask.mean())
+        assert (row["reference_uri"] is None) == (row["mode"] == "latent")
+    assert np.mean([row["accepted"] for row in rows_of(config)]) > 0.9
+
+
+def test_a_sample_is_its_seed_s_alone(folder: Path) -> None:
+    """The same bytes in other batches and shards, and made again by its row."""
+    config = run_of(folder, "one-shard")
+    one = rows_of(config)
+    other = rows_of(run_of(folder, "small-shards", micro_batch=3, normals_per_shard=4))
+    # micro_batch and shards are part of a run's name, not of its samples.
+    kept = ("sample_id", "seed", "image_sha256", "mask_sha256", "reference_uri")
+    assert [[row[key] for key in kept] for row in one] == [[row[key] for key in kept] for row in other]
+    reproduce(config.output, one[3]["sample_id"])
+    assert verify_run(config.output).num_samples == len(one)
+
+
+def test_references_of_its_own_product(folder: Path) -> None:
+    for row in rows_of(run_of(folder, "same", reference_products="same", modes=["reference"])):
+        assert Path(row["reference_uri"]).parent.parent.name == row["product"]
+        assert Path(row["reference_uri"]).name.startswith("train-")
+
+
+def test_it_lies_where_it_may_on_full_size_photographs(folder: Path) -> None:
+    for photo in (folder / "set").glob("*/normal/train-000000.png"):
+        large = np.tile(images.decode_photo(photo.read_bytes(), 2**20), (3, 4, 1))
+        storage.put(str(folder / "large" / photo.parent.parent.name / "0.png"), images.encode_png(large))
+    config = run_of(folder, "native", native=True, max_pixels=100_000, pool=str(folder / "large"))
+    for row in rows_of(config):
+        pixels, normal = pixels_of(row["image"]["bytes"]), pixels_of(storage.read(row["normal_uri"]))
+        assert pixels.shape == normal.shape == (192, 256, 1)
+        outside = pixels_of(row["mask"]["bytes"])[:, :, 0] == 0
+        assert (pixels[outside] == normal[outside]).all()
+        assert (pixels != normal).any()
+
+
+def test_a_bank_is_written_once_and_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {file: file.stat().st_mtime_ns for file in (folder / "bank").rglob("*") if file.is_file()}
+    train(config_of(folder))
+    assert "nothing to do" in capsys.readouterr().out
+    assert before == {
+        file: file.stat().st_mtime_ns for file in (folder / "bank").rglob("*") if file.is_file()
+    }
+    dry_run(config_of(folder))
+    assert "its checkpoint is written at once" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("override", ["images=5", "batch_per_worker=2", "model.width=2", "image_size=4"])
+def test_what_it_has_no_use_for_is_refused(override: str) -> None:
+    with pytest.raises(Exception, match=override.split("=")[0].split(".")[0]):
+        load_train_config(str(ROOT / "jobs/perlin.toml"), ["defects=d", "output=o", override])
+
+
+def test_a_family_takes_few_lines() -> None:
+    files = [*(ROOT / "raygen/families/perlin").glob("*.py"), ROOT / "jobs/perlin.toml"]
+    assert sum(len(file.read_text().splitlines()) for file in files) < 120
+
+
+@pytest.mark.slow
+def test_from_normals_to_a_published_table(ray_head: Head, s3_uri: str) -> None:
+    """Train, generate, verify, reproduce, evaluate, refresh: each by `ray job submit`, S3 to S3."""
+    write_split_set(f"{s3_uri}/set", {"train": (8, 6), "val": (2, 2), "test": (4, 3)})
+    rows = ["uri,product"]
+    for entry in storage.list_files(f"{s3_uri}/set"):
+        *_, product, kind, name = entry.uri.split("/")
+        if kind == "normal" and name.startswith("train"):
+            rows.append(f"{entry.uri},{product}")
+    storage.put(f"{s3_uri}/pool.csv", "\n".join(rows).encode())
+
+    def job(name: str, recipe: str, **settings: str) -> str:
+        flags = [flag for key, value in settings.items() for flag in ("--set", f"{key}={value}")]
+        submitted = ray_head.submit(f"jobs/{name}.py", f"jobs/{recipe}.toml", *flags)
+        output, _ = submitted.communicate(timeout=600)
+        assert submitted.returncode == 0, output
+        return output
+
+    small = {"image_size": "64", "channels": "1"}
+    job("train", "perlin", defects=f"{s3_uri}/set", output=f"{s3_uri}/bank", **small)
+    places = {"pool": f"{s3_uri}/pool.csv", "checkpoint": f"{s3_uri}/bank"}
+    job("generate", "generate", **places, output=f"{s3_uri}/run", normals_per_shard="5")
+    manifest = verify_run(f"{s3_uri}/run")
+    assert manifest.num_samples == 2 * (len(rows) - 1) == sum(cell.accepted for cell in manifest.cells)
+    run = read_run(f"{s3_uri}/run")
+    assert run is not None
+    assert run.is_judged
+    reproduce(f"{s3_uri}/run", read_shard(f"{s3_uri}/run", manifest.shards[0])["sample_id"][0].as_py())
+
+    quick = {
+        "distances.samples_per_cell": "6",
+        "distances.kid_subsets": "5",
+        "distances.cluster_samples": "4",
+    }
+    quick |= {"downstream.sizes": "[6]", "downstream.seeds": "2", "downstream.epochs": "1"}
+    quick |= {"downstream.input_size": "32", "downstream.frozen_blocks": "15"}
+    every = 'types={scratches="anomaly", spots="anomaly"}'.removeprefix("types=")
+    evaluated = {"defects": f"{s3_uri}/set", "output": f"{s3_uri}/report", "runs.perlin": f"{s3_uri}/run"}
+    job("evaluate", "evaluate-quick", **evaluated, **quick, types=every)
+    assert b"perlin" in storage.read(f"{s3_uri}/report/metrics.json")
+
+    refreshed = {**places, "table": f"{s3_uri}/table", "generate.normals_per_shard": "5"}
+    assert "version" in job("refresh", "refresh", **refreshed)
+    assert "nothing to do" in job("refresh", "refresh", **refreshed)
