@@ -115,9 +115,15 @@ def test_nothing_outside_the_families_asks_which_one_it_is(path: Path) -> None:
             assert not named, f"{name_of(path)}:{number} names a family: {line.strip()}"
 
 
-def test_what_plans_and_publishes_needs_no_torch() -> None:
-    modules = "raygen.cli, raygen.families, raygen.generate.plan, raygen.publish.refresh"
-    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize(
+    ("modules", "slow"),
+    [
+        ("raygen.cli, raygen.families, raygen.generate.job", {"torch", "scipy", "ray"}),
+        ("raygen.publish.refresh", {"torch", "ray"}),
+    ],
+)
+def test_what_plans_and_publishes_imports_nothing_slow(modules: str, slow: set[str]) -> None:
+    code = f"import sys, {modules}; sys.exit(', '.join({slow!r} & set(sys.modules)) or None)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

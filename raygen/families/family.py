@@ -9,11 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raygen.checkpoint import Checkpoint, Reference
-from raygen.data.defects import load_photos
 from raygen.families.photos import DefectSet
 from raygen.families.recipes import SamplingConfig, TrainingConfig
 from raygen.records import SampleRequest
-from raygen.show import draw_sheet
 
 if TYPE_CHECKING:
     from torch import Tensor, device
@@ -179,6 +177,9 @@ class NoIterations(Generic[C]):
 
     def sheet(self, training: "Still", judged: DefectSet) -> bytes:
         """Some of the photos: what there is to see before the main job."""
+        from raygen.data.defects import load_photos
+        from raygen.show import draw_sheet
+
         side = 128
         groups = {
             product: [list(load_photos([p for p in judged.photos if p.product == product][:8], side, 3))]

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from raygen.families.recipes import MaskConfig
 
@@ -82,10 +81,14 @@ def boxes(mask: Mask, top: int = 0, left: int = 0) -> list[dict[str, int]]:
 
     `top` and `left` say where it lies in a larger one.
     """
+    from scipy.ndimage import (
+        find_objects,
+    )  # here and below: planning needs none of it, and it is slow to import
+
     parts, num_parts = _label(mask, _IN_PLANE[1])
     areas = np.bincount(parts.ravel(), minlength=num_parts + 1)[1:]
     found = []
-    for (rows, columns), area in zip(ndimage.find_objects(parts), areas, strict=True):
+    for (rows, columns), area in zip(find_objects(parts), areas, strict=True):
         found.append(
             {
                 "x": left + columns.start,
@@ -110,10 +113,14 @@ def _close(masks: Mask, reach: int) -> Mask:
 
 def _dilate(masks: Mask, reach: int) -> Mask:
     """Each pixel with one of the mask no farther than `reach` in rows and in columns."""
-    return np.asarray(ndimage.maximum_filter(masks, (1, 2 * reach + 1, 2 * reach + 1)), bool)
+    from scipy.ndimage import maximum_filter
+
+    return np.asarray(maximum_filter(masks, (1, 2 * reach + 1, 2 * reach + 1)), bool)
 
 
 def _label(masks: Mask, neighbours: Mask) -> tuple[NDArray[np.int32], int]:
     """The number of the connected part that each pixel belongs to, 0 for none, and how many parts there are."""
+    from scipy.ndimage import label
+
     parts = np.empty(masks.shape, np.int32)
-    return parts, int(ndimage.label(masks, neighbours, parts))  # pyright: ignore[reportArgumentType]
+    return parts, int(label(masks, neighbours, parts))  # pyright: ignore[reportArgumentType]
