@@ -244,7 +244,7 @@ def write_split_set(uri: str, splits: Mapping[str, tuple[int, int]], size: int =
 
 
 class InProcess:
-    """`raygen.publish.execution.Executor` without Ray: the same stages and functions, one after the other, here."""
+    """`raygen.publish.execution.Executor` without Ray: the same stages and functions, here, one by one."""
 
     def __init__(self) -> None:
         self.normals = 0  # generated for

@@ -127,6 +127,24 @@ def test_what_plans_and_publishes_imports_nothing_slow(modules: str, slow: set[s
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_the_tree_in_the_readme_is_the_tree() -> None:
+    """Every module stands in raygen/README.md, and nothing else does."""
+    readme = (ROOT / "raygen" / "README.md").read_text(encoding="utf-8")
+    tree = readme.split("<!-- tree -->")[1].split("```")[1]
+    told, folders = set(), [""]
+    for line in tree.splitlines():
+        if found := re.match(r"( *)([\w.]+/?)(?:  |$)", line):
+            depth, name = len(found[1]) // 2, found[2]
+            folders[depth:] = [folders[depth - 1] + name] if depth else [name]
+            if not name.endswith("/"):
+                told.add(folders[depth])
+    there = {str(path.relative_to(ROOT)) for path in ROOT.glob("raygen/**/*.py")}
+    assert told == {name for name in there if not name.endswith("__init__.py")} | {
+        "raygen/families/__init__.py",
+        *(f"raygen/families/{room}/__init__.py" for room in ROOMS),
+    }
+
+
 def test_the_top_level_holds_what_was_agreed() -> None:
     allowed = {"raygen", "jobs", "cluster", "tests", "pyproject.toml", "README.md", "Makefile", "LICENSE"}
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout

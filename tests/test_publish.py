@@ -435,8 +435,8 @@ class TestReaders:
     def test_a_pytorch_data_loader(
         self, table_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The README's example, as it stands there, with two workers."""
-        text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+        """cluster/README.md's example, as it stands there, with two workers."""
+        text = (Path(__file__).parent.parent / "cluster" / "README.md").read_text(encoding="utf-8")
         example = re.search(r"```python\n(# The published table in PyTorch\n.*?)```", text, re.DOTALL)
         assert example is not None
         (tmp_path / "readme_example.py").write_text(example[1])
