@@ -1,5 +1,6 @@
 """Perlin, the family that needs no real defect: its noise and masks, and the whole path through the engines."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,10 @@ from conftest import Head
 from factories import write_run, write_split_set
 
 from raygen import images, storage
+from raygen.checkpoint import REFERENCE_CODES, export_checkpoint, load_checkpoint
 from raygen.data.runs import read_run, read_shard
+from raygen.errors import UserError
+from raygen.families import family_of
 from raygen.families.family import stream
 from raygen.families.perlin import PerlinTrainConfig
 from raygen.families.perlin.anomalies import altered, perlin_noise
@@ -152,6 +156,31 @@ def test_a_bank_is_written_once_and_at_once(folder: Path, capsys: pytest.Capture
     }
     dry_run(config_of(folder))
     assert "its checkpoint is written at once" in capsys.readouterr().out
+
+
+def test_another_bank_wants_another_folder(folder: Path) -> None:
+    with pytest.raises(UserError, match="its references_per_cell is 64, not 2"):
+        train(config_of(folder, references_per_cell=2))
+
+
+def test_an_exported_bank_has_the_same_textures(folder: Path) -> None:
+    own = load_checkpoint(str(folder / "bank"))
+    export_checkpoint(own.uri, str(folder / "exported"))
+    exported = load_checkpoint(str(folder / "exported"))
+    assert len(own.references) == 18
+    assert exported.references == own.references
+    textures = [checkpoint.tensors(REFERENCE_CODES)["textures"] for checkpoint in (own, exported)]
+    assert textures[0].max() > 100
+    assert textures[0].equal(textures[1])
+
+
+def test_a_checkpoint_of_a_family_that_there_is_none_of_is_one_line(folder: Path) -> None:
+    own = load_checkpoint(str(folder / "bank"))
+    other = replace(own, config=own.config.model_copy(update={"family": "crystal"}))
+    with pytest.raises(
+        UserError, match="of the family 'crystal', which this version of raygen does not know"
+    ):
+        family_of(other)
 
 
 @pytest.mark.parametrize("override", ["images=5", "batch_per_worker=2", "model.width=2", "image_size=4"])

@@ -1,4 +1,4 @@
-"""Losses that several GANs share."""
+"""Losses that several GANs share, means over the batch; logits are raw, sums in float32."""
 
 import torch
 import torch.nn.functional as F

@@ -109,6 +109,12 @@ class OnceConfig(TrainingConfig):
     references_per_cell: Annotated[int, Field(ge=1)] = 64
     """Photos of each product and type in a checkpoint's reference bank, at most."""
 
+    def identity(self) -> dict[str, Any]:
+        return {
+            **super().identity(),
+            "references_per_cell": self.references_per_cell,
+        }  # it decides the checkpoint
+
 
 def named(**places: str | None) -> dict[str, str]:
     """Those of some keys that name a place."""

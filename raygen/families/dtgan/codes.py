@@ -1,4 +1,4 @@
-"""What the generators of trained checkpoints share: weights, micro-batches, and a seed's style and content."""
+"""A seed's style and content: drawn by the mapping network, or taken from the reference bank."""
 
 from collections.abc import Sequence
 

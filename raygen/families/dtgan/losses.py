@@ -1,4 +1,4 @@
-"""DT-GAN's losses, one pure function each (the paper's equations 1 to 8), and R1.
+"""DT-GAN's losses, one pure function each: the paper's equations 2 to 7 (1 and R1: raygen.families.losses).
 
 |·| is the mean absolute value, over the batch and everything in a sample; every loss is a mean over the batch, so
 that the gradients of equal parts of a batch average to the whole batch's. Logits are raw. For ladder (a), which

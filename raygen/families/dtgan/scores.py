@@ -1,4 +1,4 @@
-"""How good a sample is: the columns of `raygen.records.SCORES`, from what an actor holds anyway."""
+"""What DT-GAN's own networks say of a sample: realism, defect type and product by D, novelty by contents."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
