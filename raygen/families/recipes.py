@@ -110,10 +110,8 @@ class OnceConfig(TrainingConfig):
     """Photos of each product and type in a checkpoint's reference bank, at most."""
 
     def identity(self) -> dict[str, Any]:
-        return {
-            **super().identity(),
-            "references_per_cell": self.references_per_cell,
-        }  # it decides the checkpoint
+        # The bank is all there is in such a checkpoint.
+        return {**super().identity(), "references_per_cell": self.references_per_cell}
 
 
 def named(**places: str | None) -> dict[str, str]:

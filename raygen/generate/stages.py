@@ -16,6 +16,7 @@ from raygen.checkpoint import Checkpoint, load_checkpoint
 from raygen.data.pool import drawn_sha256, is_drawn, read_normals, seed_of
 from raygen.data.runs import Run
 from raygen.errors import UserError
+from raygen.families import load_generator
 from raygen.families.family import DefectGenerator
 from raygen.generate import shards
 from raygen.generate.config import GenerateConfig
@@ -180,8 +181,6 @@ class GenerateActor:
 
     @functools.cached_property
     def generator(self) -> DefectGenerator:
-        from raygen.families import load_generator
-
         return load_generator(self.checkpoint, self.config)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
