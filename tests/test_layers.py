@@ -78,6 +78,24 @@ def test_imports_point_one_way(path: Path) -> None:
                 assert room == other, f"{name} imports {module}"
 
 
+def test_no_module_needs_itself() -> None:
+    """No circles among what modules import at their head, for the type checker alone included."""
+    of = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in MODULES
+    }
+    needs: dict[str, set[str]] = {}
+    for module, path in of.items():
+        head = ast.parse(path.read_text(encoding="utf-8")).body
+        guarded = [node for test in head if isinstance(test, ast.If) for node in test.body]
+        named = [node for node in (*head, *guarded) if isinstance(node, ast.ImportFrom)]
+        full = {f"{node.module}.{alias.name}" for node in named for alias in node.names}
+        needs[module] = {name if name in of else name.rpartition(".")[0] for name in full} & set(of)
+    while free := {module for module, others in needs.items() if not others & set(needs)}:
+        needs = {module: others for module, others in needs.items() if module not in free}
+    assert not needs, f"a circle among {', '.join(sorted(needs))}"
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_guarded_packages_stay_in_their_rooms(path: Path) -> None:
     name = name_of(path)
