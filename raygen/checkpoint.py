@@ -34,7 +34,7 @@ BEST = "best.json"
 
 
 class Reference(BaseModel):
-    """A real defect image whose codes stand in the reference bank."""
+    """A photo in the reference bank: a real defect, by its codes, or what else guides a family's samples."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

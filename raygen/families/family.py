@@ -3,12 +3,13 @@ an actor of the main job, a `DefectGenerator`. Loop, folder, recorder, plan, sta
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raygen.checkpoint import Checkpoint, Reference
+from raygen.checkpoint import REFERENCE_CODES, Checkpoint, Reference
 from raygen.families.photos import DefectSet
 from raygen.families.recipes import SamplingConfig, TrainingConfig
 from raygen.records import SampleRequest
@@ -265,10 +266,16 @@ class TakesPhotographs:
     block = None
 
     def __init__(self, checkpoint: Checkpoint, config: SamplingConfig) -> None:
+        self.checkpoint = checkpoint
         self.config = config
         self.references = checkpoint.references
         self.micro_batch = config.micro_batch
         self.is_judged = config.masks
+
+    @cached_property
+    def bank(self) -> "dict[str, Tensor]":
+        """The tensors of the checkpoint's reference bank, read when they are first needed."""
+        return self.checkpoint.tensors(REFERENCE_CODES)
 
     def backgrounds(self, pixels: NDArray[np.uint8]) -> Rows | None:
         """There is nothing to compute."""

@@ -56,7 +56,7 @@ def load_weights(network: Network, checkpoint: Checkpoint, name: str) -> Network
     Args:
         network: takes them.
         checkpoint: has them.
-        name: "generator" or "mapping".
+        name: of the network in the checkpoint, say "generator".
 
     Raises:
         UserError: they do not fit.

@@ -20,9 +20,6 @@ from raygen.records import SCORES, SampleRequest
 class JointDTGANGenerator(TakesPhotographs):
     """One decoder for inference: x̃ = G(x, s, c), the encoder's features once per view, the decoder once per
     sample. No mask can be read off a whole image, so that nothing is scored or gated.
-
-    Raises:
-        UserError: the config asks for masks.
     """
 
     def __init__(self, checkpoint: Checkpoint, config: SamplingConfig) -> None:
@@ -33,7 +30,7 @@ class JointDTGANGenerator(TakesPhotographs):
         self.network = load_weights(JointGenerator(sizes), checkpoint, "generator").to(self.batches.device)
         compose_resampling(self.network)
         self.codes = Codes(checkpoint, config, sizes, self.batches)
-        self.bank = [codes.to(self.batches.device) for codes in read_bank(checkpoint, sizes)]
+        self.reference_codes = [codes.to(self.batches.device) for codes in read_bank(checkpoint, sizes)]
 
     def backgrounds(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
         """The encoder's background features of views: (n, H, W, C) to (n, background_channels, 16, 16)."""
@@ -64,5 +61,5 @@ class JointDTGANGenerator(TakesPhotographs):
             return *self.codes.draw(request.defect_type, seeds), np.full(len(seeds), -1)
         chosen = self.codes.choose(request.defect_type, seeds, products)
         rows = torch.from_numpy(chosen).to(self.batches.device)
-        style, content = (self.batches.pad(codes[rows]) for codes in self.bank)
+        style, content = (self.batches.pad(codes[rows]) for codes in self.reference_codes)
         return style, content, chosen
