@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raygen import storage
@@ -24,6 +25,7 @@ from raygen.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
 
 CONFIG = "config.json"
 GENERATOR = "generator.safetensors"
@@ -94,11 +96,17 @@ class Checkpoint:
 
         return {key: value.float() for key, value in safetensors.torch.load(self.files[name]).items()}
 
+    def arrays(self, name: str) -> "dict[str, NDArray[Any]]":
+        """Likewise as arrays of the types in which they are stored, without torch."""
+        import safetensors.numpy
+
+        return safetensors.numpy.load(self.files[name])
+
 
 def save_checkpoint(
     uri: str,
     config: CheckpointConfig,
-    tensors: "Mapping[str, Mapping[str, torch.Tensor]]",
+    tensors: "Mapping[str, Mapping[str, torch.Tensor | NDArray[Any]]]",
     references: tuple[Reference, ...] = (),
 ) -> Checkpoint:
     """Writes a checkpoint folder.
@@ -106,15 +114,10 @@ def save_checkpoint(
     Args:
         uri: the folder.
         config: everything but `files`, which is filled in here.
-        tensors: file name (GENERATOR, REFERENCE_CODES, …) -> its tensors.
+        tensors: file name (GENERATOR, REFERENCE_CODES, …) -> its tensors, or its arrays.
         references: the bank's index, as many as the codes have rows.
     """
-    import safetensors.torch
-
-    files = {
-        name: safetensors.torch.save({key: value.contiguous() for key, value in group.items()})
-        for name, group in tensors.items()
-    }
+    files = {name: _safetensors(group) for name, group in tensors.items()}
     if references:
         files[REFERENCE_INDEX] = json.dumps([item.model_dump() for item in references], indent=1).encode()
     for name, data in files.items():
@@ -176,8 +179,22 @@ def export_checkpoint(uri: str, target_uri: str, defects_uri: str | None = None)
         references = tuple(
             item.model_copy(update={"uri": item.uri.replace(old, defects_uri)}) for item in references
         )
-    tensors = {name: {key: value.half() for key, value in checkpoint.tensors(name).items()} for name in names}
+    tensors = {name: {key: _half(value) for key, value in checkpoint.arrays(name).items()} for name in names}
     return save_checkpoint(target_uri, config, tensors, references)
+
+
+def _half(values: "NDArray[Any]") -> "NDArray[Any]":
+    return values.astype(np.float16) if np.issubdtype(values.dtype, np.floating) else values
+
+
+def _safetensors(tensors: "Mapping[str, torch.Tensor | NDArray[Any]]") -> bytes:
+    if all(isinstance(value, np.ndarray) for value in tensors.values()):
+        import safetensors.numpy
+
+        return safetensors.numpy.save({key: np.ascontiguousarray(value) for key, value in tensors.items()})
+    import safetensors.torch
+
+    return safetensors.torch.save({key: value.contiguous() for key, value in tensors.items()})  # pyright: ignore
 
 
 def _best(uri: str) -> str | None:

@@ -80,6 +80,32 @@ def decode_photo(data: bytes, max_pixels: int) -> np.ndarray:
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
+def fit(photo: np.ndarray, size: int) -> np.ndarray:
+    """Brings a photo, uint8 (H, W, C), to `size` × `size` as `decode` does: scaled, cropped about its centre."""
+    if photo.shape[:2] == (size, size):
+        return photo
+    image = Image.fromarray(photo[:, :, 0] if photo.shape[2] == 1 else photo)
+    fitted = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
+    return fitted.reshape(size, size, photo.shape[2])
+
+
+def fit_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Likewise a mask, bool (H, W), to a width and a height. A pixel is set where a quarter of it is: at half, a
+    crack of two pixels would vanish from a mask that is scaled down by four."""
+    if mask.shape == size[::-1]:
+        return mask
+    grey = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
+    return np.asarray(ImageOps.fit(grey, size, Image.Resampling.LANCZOS)) > 63
+
+
+def to_channels(photo: np.ndarray, channels: int) -> np.ndarray:
+    """A photo, uint8 (H, W, 1 or 3), in grey (1) or RGB (3)."""
+    if photo.shape[2] == channels:
+        return photo
+    image = Image.fromarray(photo[:, :, 0] if photo.shape[2] == 1 else photo)
+    return np.asarray(image.convert("L" if channels == 1 else "RGB")).reshape(*photo.shape[:2], channels)
+
+
 def resize_window(photo: np.ndarray, box: tuple[int, int, int, int], size: int, channels: int) -> np.ndarray:
     """Brings a part of a photograph to the model's form.
 

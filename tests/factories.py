@@ -24,11 +24,13 @@ from raygen.checkpoint import (
     save_checkpoint,
 )
 from raygen.data.runs import Manifest, ShardStats
+from raygen.errors import UserError
 from raygen.families.dfmgan.networks import DFMGANConfig, DFMGANGenerator
 from raygen.families.dtgan.joint import build_generator
 from raygen.families.dtgan.networks import Discriminator, MappingNetwork
 from raygen.families.dtgan.sizes import DTGANConfig
 from raygen.families.family import DefectGenerator
+from raygen.families.recipes import BankConfig
 from raygen.families.stylegan2.networks import StyleGAN2Config
 from raygen.generate.config import GateConfig, GenerateConfig
 from raygen.generate.plan import open_run
@@ -36,6 +38,11 @@ from raygen.generate.sampling import Samples, Windows, sample
 from raygen.generate.shards import write_manifest
 from raygen.generate.stages import GenerateActor, read_shard, write_shard
 from raygen.records import SampleRequest
+from raygen.train.collect import batches_of, take, unpack
+from raygen.train.collect import write_bank as write_collected
+from raygen.train.config import collector_of
+from raygen.train.folder import TrainingFolder
+from raygen.train.job import draft
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -225,6 +232,21 @@ def write_run(config: GenerateConfig) -> Manifest:
         written = write_shard(actor.generate(normals), config, run)
         stats.append(ShardStats.model_validate_json(written["stats"][0].as_py()))
     return write_manifest(config.output, run.run_id, stats)
+
+
+def write_bank(config: BankConfig, say: Callable[[str], None] = print) -> Checkpoint:
+    """A bank collected in this process, task by task, without Ray."""
+    run, photos = draft(config, *collector_of(config)(config).draft())
+    folder = TrainingFolder(config.output)
+    run = folder.begin(run, photos.photos)
+    rows = []
+    for work in batches_of(photos.photos):
+        (row,) = take(pa.Table.from_pylist([work]), config=config).to_pylist()
+        if row.get("error"):
+            raise UserError(row["error"])
+        rows.insert(0, row)  # in any order
+    write_collected(config, folder, run, unpack(rows), say)
+    return load_checkpoint(config.output)
 
 
 def write_split_set(uri: str, splits: Mapping[str, tuple[int, int]], size: int = 64, seed: int = 5) -> None:

@@ -66,7 +66,10 @@ def test_a_recipe_s_family_says_what_it_is(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("family=cyclegan",), "family = 'cyclegan': choose from dtgan, stylegan2, dfmgan"),
+        (
+            ("family=cyclegan",),
+            "family = 'cyclegan': choose from copy-paste, dtgan, stylegan2, dfmgan, perlin",
+        ),
         (("family=3",), "family = 3: choose from"),
         (('family=["dtgan"]',), r"family = \['dtgan'\]: choose from"),
         (("family=stylegan2", "match=1"), "unknown key 'match'; the keys are .*path_length"),

@@ -42,6 +42,7 @@ MVTEC_TYPES: Mapping[str, Mapping[str, Mapping[str, str]]] = {
 """DT-GAN's Table 17: category of MVTec AD -> its defect folder -> defect type -> ids of the photos taken."""
 
 _SECTIONS = ("train", "test", "ground_truth")  # of MVTec AD
+_MAX_PIXELS = 64_000_000
 _COLUMNS = ("id", "product", "domain", "split")  # of metadata.csv
 
 
@@ -201,10 +202,36 @@ def load_masks(photos: Sequence[Photo], size: int, num_threads: int = 8) -> np.n
     return _load_all(load, photos, (size, size, 1), num_threads)
 
 
+def read_photo(photo: Photo) -> np.ndarray:
+    """A photo at its own size: uint8 (H, W, 1) for a grey one, (H, W, 3) for others.
+
+    Raises:
+        UserError: it is gone, changed since it was listed, or no usable image.
+    """
+    return _read(photo.uri, photo.etag, lambda data: images.decode_photo(data, _MAX_PIXELS))
+
+
+def read_mask(photo: Photo) -> np.ndarray:
+    """The mask of a photo that has one, at its own size, bool (H, W): set where it is brighter than 127 or, in one
+    that is nowhere so bright, where it is not 0.
+
+    Raises:
+        UserError: it is gone, or no usable image.
+    """
+    assert photo.mask_uri is not None
+    grey = _read(photo.mask_uri, None, lambda data: images.decode_photo(data, _MAX_PIXELS)).max(axis=2)
+    return grey > (127 if grey.max() > 127 else 0)
+
+
 def _load(uri: str, etag: str | None, size: int, channels: int) -> np.ndarray:
+    return _read(
+        uri, etag, lambda data: images.decode(data, size, channels, resize=True, max_pixels=_MAX_PIXELS)
+    )
+
+
+def _read(uri: str, etag: str | None, decode: Callable[[bytes], np.ndarray]) -> np.ndarray:
     try:
-        data = storage.read(uri, etag)
-        return images.decode(data, size, channels, resize=True, max_pixels=64_000_000)
+        return decode(storage.read(uri, etag))
     except images.BadImageError as error:
         raise UserError(f"defect set: {uri}: {error}; repair or remove it") from None
     except (storage.ObjectMissingError, storage.ObjectChangedError):

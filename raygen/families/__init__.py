@@ -2,15 +2,17 @@
 
 from raygen.checkpoint import Checkpoint
 from raygen.errors import UserError
+from raygen.families.copy_paste import CopyPaste
 from raygen.families.dfmgan import DFMGAN
 from raygen.families.dtgan import DTGAN
 from raygen.families.family import DefectGenerator, Family
 from raygen.families.null import Null
 from raygen.families.perlin import Perlin
-from raygen.families.recipes import SamplingConfig, TrainingConfig
+from raygen.families.recipes import FamilyConfig, SamplingConfig
 from raygen.families.stylegan2 import StyleGAN2
 
 FAMILIES: dict[str, Family] = {
+    "copy-paste": CopyPaste(),
     "dtgan": DTGAN(),
     "stylegan2": StyleGAN2(),
     "dfmgan": DFMGAN(),
@@ -21,10 +23,10 @@ FAMILIES: dict[str, Family] = {
 DEFAULT = "dtgan"
 """What a recipe of a training is of that names no family, and what trainings were of before there were several."""
 
-RECIPES: dict[str, type[TrainingConfig]] = {
+RECIPES: dict[str, type[FamilyConfig]] = {
     name: family.recipe for name, family in FAMILIES.items() if family.recipe
 }
-"""The recipes of those that can be trained."""
+"""The recipes of those that `train` makes checkpoints of."""
 
 
 def family_of(checkpoint: Checkpoint) -> Family:

@@ -4,14 +4,16 @@ an actor of the main job, a `DefectGenerator`. Loop, folder, recorder, plan, sta
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raygen.checkpoint import REFERENCE_CODES, Checkpoint, Reference
+from raygen.data.defects import Photo
 from raygen.families.photos import DefectSet
-from raygen.families.recipes import SamplingConfig, TrainingConfig
+from raygen.families.recipes import BankConfig, FamilyConfig, SamplingConfig, TrainingConfig
 from raygen.records import SampleRequest
 
 if TYPE_CHECKING:
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
 class Family:
     """One family, as the engines see it before they need its networks; what differs is overridden."""
 
-    recipe: type[TrainingConfig] | None = None
-    """The recipe of its trainings; None if there is nothing to train."""
+    recipe: type[FamilyConfig] | None = None
+    """The recipe of its checkpoints: a `TrainingConfig` if they are trained, a `BankConfig` if they are collected;
+    None if there are none."""
     draws_normals = False
     """Whether it makes normals of its own, from a pool of seeds."""
     takes_photographs = True
@@ -33,12 +36,19 @@ class Family:
     """Whether it knows where its defects are, so that samples have masks and scores, and go through the gate."""
     needs_references = True
     """Whether a reference-guided sample takes a row of the checkpoint's reference bank."""
-    learns = True
-    """Whether a checkpoint that has seen no image is worthless."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether a checkpoint that has seen no image is worthless."""
+        return self.recipe is not None and issubclass(self.recipe, TrainingConfig)
 
     def trainer(self) -> "type[Trainer[Any]]":
-        """What carries its trainings out."""
-        raise AssertionError("there is no recipe for this")
+        """What carries its trainings out; only asked of families that learn."""
+        raise AssertionError("nothing is learned here in iterations")
+
+    def collector(self) -> "type[Collector]":
+        """What collects its banks; only asked of families whose recipe is a `BankConfig`."""
+        raise AssertionError("nothing is collected here")
 
     def generator(self, checkpoint: Checkpoint, config: SamplingConfig) -> "DefectGenerator":
         """Builds the generator of a checkpoint on the GPU this process may use, else on the CPU.
@@ -74,7 +84,7 @@ class Contents:
     model: dict[str, Any]  # its sizes
     image_size: int
     channels: int
-    tensors: "Mapping[str, Mapping[str, Tensor]]"  # file name -> tensors
+    tensors: "Mapping[str, Mapping[str, Tensor | NDArray[Any]]]"  # file name -> tensors, or arrays
     references: tuple[Reference, ...] = ()
 
 
@@ -144,64 +154,77 @@ class Trainer(Protocol[T]):
         ...
 
 
-C = TypeVar("C", bound=TrainingConfig)
+# ---------------------------------------------------------------------------------------------------- to collect
 
 
-class NoIterations(Generic[C]):
-    """What trainers have in common that learn nothing in iterations. Their recipe says `images = 0`, and has an
-    `image_size` and `channels`."""
+class Taken(NamedTuple):
+    """What a collector takes of one photo."""
 
-    shown = ()
-
-    def __init__(self, config: C, run: Settled) -> None:
-        self.config: C = config
-
-    def describe(self) -> str:
-        return "nothing is learned in iterations"
-
-    def start(self, on: "device") -> "Still":
-        """A training that is at its end."""
-        return Still()
-
-    def warm(self, training: "Still") -> NoReturn:
-        raise AssertionError("images = 0")
-
-    def stepper(self, training: "Still", world: "World") -> NoReturn:
-        raise AssertionError("images = 0")
-
-    def maker(self, learning: DefectSet, in_memory: bool) -> NoReturn:
-        raise AssertionError("images = 0")
-
-    def validate(self, training: "Still", judged: DefectSet) -> dict[str, float]:
-        """There are no weights to validate."""
-        return {}
-
-    def sheet(self, training: "Still", judged: DefectSet) -> bytes:
-        """Some of the photos: what there is to see before the main job."""
-        from raygen.data.defects import load_photos
-        from raygen.show import draw_sheet
-
-        side = 128
-        groups = {
-            product: [list(load_photos([p for p in judged.photos if p.product == product][:8], side, 3))]
-            for product in judged.products[:8]
-        }
-        return draw_sheet(["photo"] * 8, groups, side)
+    arrays: dict[str, NDArray[Any]]
+    facts: Mapping[str, Any] = MappingProxyType({})  # JSON
+    pictures: Sequence[
+        NDArray[np.uint8]
+    ] = ()  # to look at: (H, W, C) each, H = W = the checkpoint's image_size
+    refused: str = ""  # why nothing is taken
 
 
-class Still:
-    """A training in which nothing changes; see `raygen.families.world.Training`."""
+class Collector(Protocol):
+    """A family that learns nothing in iterations: it takes something of every photo, each on its own, on whichever
+    machine, and a checkpoint is what it makes of all that."""
 
-    images_seen = 0
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """What a photo's pictures show."""
+        ...
 
-    def state_dict(self) -> dict[str, Any]:
-        return {}
+    def __init__(self, config: Any) -> None: ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
+    def draft(self) -> tuple[dict[str, Any], DefectSet]:
+        """What a checkpoint's `model` will say, and the photos to take from.
 
-    def is_finite(self) -> bool:
-        return True
+        Raises:
+            UserError: no such photos.
+        """
+        ...
+
+    def take(self, photo: Photo) -> Taken:
+        """What there is to take of a photo.
+
+        Raises:
+            UserError: the photo is gone or damaged.
+        """
+        ...
+
+    def contents(self, photos: Sequence[Photo], taken: Sequence[Taken]) -> Contents:
+        """The checkpoint, of what was taken of each photo that was not refused; at least one."""
+        ...
+
+
+B = TypeVar("B", bound=BankConfig)
+
+
+class CollectsBank(Generic[B]):
+    """What collectors have in common."""
+
+    captions: tuple[str, ...] = ("photo",)
+
+    def __init__(self, config: B) -> None:
+        self.config = config
+
+    def bank(
+        self,
+        model: dict[str, Any],
+        photos: Sequence[Photo],
+        arrays: "Mapping[str, NDArray[Any]]",
+        defect_type: str | None = None,
+    ) -> Contents:
+        """A checkpoint of arrays; its references are the photos, of their own defect types or of the one named."""
+        found = [
+            Reference(uri=photo.uri, product=photo.product, defect_type=defect_type or photo.defect_type)
+            for photo in photos
+        ]
+        sizes = self.config.image_size, self.config.channels
+        return Contents(model, *sizes, {REFERENCE_CODES: arrays}, tuple(found))
 
 
 # --------------------------------------------------------------------------------------------------- to generate
@@ -273,9 +296,9 @@ class TakesPhotographs:
         self.is_judged = config.masks
 
     @cached_property
-    def bank(self) -> "dict[str, Tensor]":
-        """The tensors of the checkpoint's reference bank, read when they are first needed."""
-        return self.checkpoint.tensors(REFERENCE_CODES)
+    def bank(self) -> dict[str, NDArray[Any]]:
+        """The arrays of the checkpoint's reference bank, read when they are first needed."""
+        return self.checkpoint.arrays(REFERENCE_CODES)
 
     def backgrounds(self, pixels: NDArray[np.uint8]) -> Rows | None:
         """There is nothing to compute."""

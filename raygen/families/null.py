@@ -14,7 +14,6 @@ class Null(Family):
 
     has_masks = False
     needs_references = False
-    learns = False
 
     def generator(self, checkpoint: Checkpoint, config: SamplingConfig) -> DefectGenerator:
         return NullGenerator(checkpoint, config)

@@ -18,7 +18,7 @@ from raygen.data.defects import (
     load_photos,
 )
 from raygen.errors import UserError
-from raygen.families.recipes import TrainingConfig
+from raygen.families.recipes import FamilyConfig
 from raygen.records import NORMAL
 
 Load = Callable[[list[int]], np.ndarray]
@@ -37,7 +37,7 @@ class DefectSet:
     defect_types: tuple[str, ...]  # domains 1, 2, …; 0 is normal
 
     @classmethod
-    def read(cls, config: TrainingConfig, kinds: Sequence[Kind] = KINDS) -> "DefectSet":
+    def read(cls, config: FamilyConfig, kinds: Sequence[Kind] = KINDS) -> "DefectSet":
         """Lists what the recipe names: the photos to learn from and to validate on.
 
         Raises:
@@ -103,7 +103,7 @@ class DefectSet:
 
 
 def _more_defects(
-    config: TrainingConfig, products: Sequence[str], defect_types: Collection[str]
+    config: FamilyConfig, products: Sequence[str], defect_types: Collection[str]
 ) -> list[Photo]:
     """Those of the other defect set, of products and types that the first one has."""
     if config.more_defects is None:

@@ -25,7 +25,7 @@ class TrainComputeConfig(Config):
     """How often lost workers are replaced, and the training goes on from its last checkpoint."""
 
 
-class TrainingConfig(Config):
+class FamilyConfig(Config):
     """What the recipes of all families have in common."""
 
     defects: Place
@@ -42,6 +42,19 @@ class TrainingConfig(Config):
     """Which products to learn. Default: all."""
     keep_defects: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     """Product -> how many defects of each type to learn from, say {A = 20} for the paper's 20A. Default: all."""
+
+    def places(self) -> dict[str, str]:
+        """The keys that name places, and what they name."""
+        return named(defects=self.defects, more_defects=self.more_defects, output=self.output)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides a checkpoint: a folder that holds one is gone on with by a config with the same alone."""
+        return self.model_dump(mode="json", exclude={"output"})
+
+
+class TrainingConfig(FamilyConfig):
+    """What the recipes of those have in common that learn in iterations."""
+
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     model: dict[str, Any] = Field(default_factory=dict)
     """Fields of the networks' sizes that differ from their defaults, or the preset's."""
@@ -55,10 +68,6 @@ class TrainingConfig(Config):
     num_to_keep: Annotated[int, Field(ge=1)] = 2
     """The latest checkpoints that stay; the best one stays besides."""
     compute: TrainComputeConfig = TrainComputeConfig()
-
-    def places(self) -> dict[str, str]:
-        """The keys that name places, and what they name."""
-        return named(defects=self.defects, more_defects=self.more_defects, output=self.output)
 
     def identity(self) -> dict[str, Any]:
         """What decides the weights: a training is resumed only by a config with the same. (Of two numbers of
@@ -96,22 +105,14 @@ class InvertConfig(Config):
     lr: Annotated[float, Field(gt=0)] = 0.05
 
 
-class OnceConfig(TrainingConfig):
-    """What the recipes of families have in common that learn nothing in iterations: one checkpoint, written at
-    once."""
+class BankConfig(FamilyConfig):
+    """What the recipes of those have in common whose checkpoint is a bank: what was taken of each photo."""
 
-    model: Annotated[dict[str, Any], Field(max_length=0)] = Field(default_factory=dict)
-    images: Annotated[int, Field(ge=0, le=0)] = 0
-    batch_per_worker: Annotated[int, Field(ge=1, le=1)] = 1
     image_size: Annotated[int, Field(ge=8, le=4096)] = 256
     """Height and width that photos are brought to."""
     channels: Literal[1, 3] = 3
     references_per_cell: Annotated[int, Field(ge=1)] = 64
-    """Photos of each product and type in a checkpoint's reference bank, at most."""
-
-    def identity(self) -> dict[str, Any]:
-        # The bank is all there is in such a checkpoint.
-        return {**super().identity(), "references_per_cell": self.references_per_cell}
+    """Photos of each product and type in the bank, at most."""
 
 
 def named(**places: str | None) -> dict[str, str]:

@@ -24,11 +24,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raygen import storage
-from raygen.checkpoint import BEST, CONFIG
+from raygen.checkpoint import BEST, CONFIG, CheckpointConfig, save_checkpoint
 from raygen.data.defects import Photo
 from raygen.errors import UserError
 from raygen.families import DEFAULT
-from raygen.families.recipes import TrainingConfig
+from raygen.families.family import Contents
+from raygen.families.photos import DefectSet
+from raygen.families.recipes import FamilyConfig
+from raygen.train.config import name_of
 
 RUN, STATE, SHEET, DIVERGED = "run.json", "state.pt", "sheet.png", "diverged.json"
 
@@ -38,7 +41,7 @@ class TrainingRun(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    config: dict[str, Any]  # TrainingConfig.identity() and all else of the command that began it
+    config: dict[str, Any]  # FamilyConfig.identity() and all else of the command that began it
     photos: str  # name of the frozen list
     products: tuple[str, ...]
     defect_types: tuple[str, ...]
@@ -92,7 +95,7 @@ class TrainingFolder:
         assert found is not None
         return found
 
-    def refuse_another(self, run: TrainingRun, config: TrainingConfig) -> None:
+    def refuse_another(self, run: TrainingRun, config: FamilyConfig) -> None:
         """Raises UserError unless the training in the folder is the one that the config asks for."""
         # Older ones lack newer keys, and had what is their default now.
         begun = {**type(config).model_construct().identity(), "family": DEFAULT, **run.config}
@@ -128,6 +131,39 @@ class TrainingFolder:
                 continue
             return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
         return None
+
+    def save(
+        self,
+        contents: Contents,
+        config: FamilyConfig,
+        run: TrainingRun,
+        learning: DefectSet,
+        images_seen: int,
+        **record: Any,
+    ) -> None:
+        """Writes a checkpoint, but for what stands beside it.
+
+        Args:
+            contents: of the family.
+            config: the recipe.
+            run: the training.
+            learning: the photos that it learned from.
+            images_seen: its progress.
+            record: what else the checkpoint shall tell of the training.
+        """
+        places = [uri for uri in (config.defects, config.more_defects) if uri]
+        checkpoint = CheckpointConfig(
+            family=name_of(config),
+            model=contents.model,
+            image_size=contents.image_size,
+            channels=contents.channels,
+            products=run.products,
+            defect_types=run.defect_types,
+            images_seen=images_seen,
+            trained_on=f"{' and '.join(places)}: {learning.describe()}",
+            training={"command": run.command, "recipe": config.identity(), **record},
+        )
+        save_checkpoint(self.checkpoint_uri(images_seen), checkpoint, contents.tensors, contents.references)
 
     def note_best(self, images_seen: int, objective: float) -> bool:
         """Points best.json to a checkpoint if it is the best so far; returns whether it is."""

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,16 +15,19 @@ from raygen.data.defects import load_photos
 from raygen.errors import PromiseError
 from raygen.families.family import Trainer
 from raygen.families.photos import TRAINING_SPLITS, DefectSet
-from raygen.families.recipes import TrainingConfig
+from raygen.families.recipes import BankConfig, FamilyConfig, TrainingConfig
 from raygen.families.world import World
 from raygen.show import duration
-from raygen.train.config import trainer_of
+from raygen.train.collect import unpack, write_bank
+from raygen.train.config import collector_of, trainer_of
 from raygen.train.folder import DIVERGED, TrainingFolder, TrainingRun, photos_name
-from raygen.train.recorder import Recorder
+
+R = TypeVar("R", bound=FamilyConfig)
 
 
-def train(config: TrainingConfig, say: Callable[[str], None] = print) -> None:
-    """Trains what a config asks for; goes on where an earlier attempt ended, does nothing twice.
+def train(config: FamilyConfig, say: Callable[[str], None] = print) -> None:
+    """Makes the checkpoint that a config asks for, by a training or by collecting a bank; goes on where an earlier
+    attempt ended, does nothing twice.
 
     Args:
         config: the recipe.
@@ -36,10 +39,18 @@ def train(config: TrainingConfig, say: Callable[[str], None] = print) -> None:
     """
     refuse_lost_places(config.places())
     config = _with_absolute_places(config)
+    if isinstance(config, BankConfig):
+        _collect(config, say)
+    else:
+        assert isinstance(config, TrainingConfig)
+        _learn(config, say)
+
+
+def _learn(config: TrainingConfig, say: Callable[[str], None]) -> None:
     folder = TrainingFolder(config.output)
     run = folder.read_run()
     if run is None:
-        run, defects = _draft(config)
+        run, defects = draft(config, *trainer_of(config).draft(config))
         check_writable(config.output)
         if config.compute.loading == "memory":  # a damaged photo is better found here than by every worker
             load_photos(defects.photos, 32, 1)
@@ -53,23 +64,44 @@ def train(config: TrainingConfig, say: Callable[[str], None] = print) -> None:
         say(f"{config.output} is complete: nothing to do")
         return
 
-    storage.delete(folder.join(DIVERGED))
-    if config.images:
-        from raygen.on_ray import connected  # here, so that a refusal or a no-op costs no start of Ray
-        from raygen.train import on_ray
+    from raygen.on_ray import connected  # here, so that a refusal or a no-op costs no start of Ray
+    from raygen.train import on_ray
 
-        with connected(dashboard=True):
-            on_ray.run_training(config, run, say)
-    else:  # nothing to iterate: its first checkpoint is its last
-        recorder = Recorder(folder, run, config, trainer, defects, say=say)
-        recorder.checkpoint(trainer.start(torch.device("cpu")))
+    storage.delete(folder.join(DIVERGED))
+    with connected(dashboard=True):
+        on_ray.run_training(config, run, say)
     _say_result(config, folder, say)
 
 
-def dry_run(config: TrainingConfig, say: Callable[[str], None] = print) -> None:
+def _collect(config: BankConfig, say: Callable[[str], None]) -> None:
+    folder = TrainingFolder(config.output)
+    run = folder.read_run()
+    if run is None:
+        run, photos = draft(config, *collector_of(config)(config).draft())
+        check_writable(config.output)
+        run = folder.begin(run, photos.photos)
+    folder.refuse_another(run, config)
+    photos = DefectSet(folder.read_photos(run), run.products, run.defect_types)
+    say(photos.describe())
+    if folder.checkpoints():
+        say(f"{config.output} is complete: nothing to do")
+        return
+
+    from raygen.on_ray import connected
+    from raygen.train import on_ray
+
+    started = time.monotonic()
+    with connected():
+        taken = unpack(on_ray.take_all(config, photos.photos))
+    write_bank(config, folder, run, taken, say, time.monotonic() - started)
+
+
+def dry_run(config: FamilyConfig, say: Callable[[str], None] = print) -> None:
     """Says what `train` would do and how long it would take on a machine like this one; writes nothing."""
     config = _with_absolute_places(config)
-    run, defects = _draft(config)
+    is_bank = isinstance(config, BankConfig)
+    drafted = collector_of(config)(config).draft() if is_bank else trainer_of(config).draft(config)
+    run, defects = draft(config, *drafted)
     say(config.model_dump_json(indent=2))
     found = TrainingFolder(config.output).read_run()
     if found is not None:
@@ -78,11 +110,13 @@ def dry_run(config: TrainingConfig, say: Callable[[str], None] = print) -> None:
         say(
             f"{config.output} holds this training: {seen[-1] if seen else 0:,} images seen at its last checkpoint"
         )
+    if isinstance(config, BankConfig):
+        say(defects.describe())
+        say(f"{len(defects.photos):,} photos to take from; nothing is learned in iterations")
+        return
+    assert isinstance(config, TrainingConfig)
     trainer = trainer_of(config)(config, run)
     _say_what(trainer, defects, say)
-    if not config.images:
-        say("nothing is learned in iterations: its checkpoint is written at once")
-        return
     seconds = seconds_per_image(config, trainer, defects)
     device = "GPU" if torch.cuda.is_available() else "CPU"
     say(f"one image takes {seconds:.2f} s in one process on this machine's {device}: all take about")
@@ -104,24 +138,23 @@ def seconds_per_image(config: TrainingConfig, trainer: Trainer[Any], defects: De
     return (time.perf_counter() - started) / (3 * config.batch_per_worker)
 
 
-def _with_absolute_places(config: TrainingConfig) -> TrainingConfig:
-    """Ray Train's workers work in a folder of their own."""
+def _with_absolute_places(config: R) -> R:
+    """Ray's workers work in folders of their own."""
     local = {key: uri for key, uri in config.places().items() if storage.is_local(uri)}
     return config.model_copy(update={key: str(Path(uri).absolute()) for key, uri in local.items()})
 
 
-def _draft(config: TrainingConfig) -> tuple[TrainingRun, DefectSet]:
+def draft(config: FamilyConfig, model: dict[str, Any], photos: DefectSet) -> tuple[TrainingRun, DefectSet]:
     """What the config asks for, and the photos there are now."""
-    model, defects = trainer_of(config).draft(config)
     run = TrainingRun(
         config=config.model_dump(mode="json"),
-        photos=photos_name(defects.photos),
-        products=defects.products,
-        defect_types=defects.defect_types,
+        photos=photos_name(photos.photos),
+        products=photos.products,
+        defect_types=photos.defect_types,
         model=model,
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     )
-    return run, defects
+    return run, photos
 
 
 def _say_what(trainer: Trainer[Any], defects: DefectSet, say: Callable[[str], None]) -> None:

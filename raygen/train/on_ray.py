@@ -1,4 +1,5 @@
-"""Ray Train around the loop: processes, DDP, lost workers; and Ray Data for photos that do not fit into memory.
+"""Ray Train around the loop: processes, DDP, lost workers; and Ray Data for photos that do not fit into memory, or
+that a bank is collected from.
 
 Checkpoints are raygen's own folders, not Ray Train's: they are what the main job reads, on any storage, and what
 the same command goes on from, be it after a lost worker, a lost driver or a night.
@@ -8,6 +9,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import ray
@@ -20,12 +22,14 @@ from ray.exceptions import RayError
 from ray.train.v2._internal.exceptions import RayTrainError  # what it says of a worker that is gone
 
 from raygen import storage
+from raygen.data.defects import Photo
 from raygen.errors import PromiseError, UserError
 from raygen.families.family import Fields, MakeBatch
 from raygen.families.photos import TRAINING_SPLITS, DefectSet
-from raygen.families.recipes import TrainingConfig
+from raygen.families.recipes import BankConfig, TrainingConfig
 from raygen.families.world import Training, World
-from raygen.on_ray import living_nodes
+from raygen.on_ray import living_nodes, prepare_data
+from raygen.train.collect import batches_of, take
 from raygen.train.config import parse_train_config, trainer_of
 from raygen.train.folder import DIVERGED, TrainingFolder, TrainingRun
 from raygen.train.loop import DivergedError, Watcher, train
@@ -75,6 +79,26 @@ def run_training(config: TrainingConfig, run: TrainingRun, say: Callable[[str], 
                 "run the same command again, it goes on from the last checkpoint"
             ) from None
         raise
+
+
+def take_all(config: BankConfig, photos: Sequence[Photo]) -> list[dict[str, Any]]:
+    """Takes of every photo what the recipe's family takes, in tasks of Ray Data; rows as `take` leaves them.
+
+    Needs a running Ray.
+
+    Raises:
+        UserError: a photo or the storage is of no use.
+    """
+    prepare_data()
+    work = batches_of(photos)
+    dataset = ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
+        partial(take, config=config), batch_size=1, batch_format="pyarrow", num_cpus=1
+    )
+    rows = list(dataset.iter_rows())
+    for row in rows:
+        if row.get("error"):
+            raise UserError(row["error"])
+    return rows
 
 
 def _user_error(failure: BaseException | None) -> UserError | None:

@@ -13,12 +13,10 @@ import torch
 from tensorboardX import SummaryWriter
 
 from raygen import storage
-from raygen.checkpoint import CheckpointConfig, save_checkpoint
 from raygen.families.family import Trainer
 from raygen.families.photos import TRAINING_SPLITS, VALIDATION_SPLITS, DefectSet
 from raygen.families.recipes import TrainingConfig
 from raygen.show import duration
-from raygen.train.config import name_of
 from raygen.train.folder import SHEET, STATE, TrainingFolder, TrainingRun
 
 _SECONDS_PER_LINE = 10
@@ -94,7 +92,10 @@ class Recorder:
         buffer = io.BytesIO()
         torch.save({**training.state_dict(), "seconds": self.seconds}, buffer)
         storage.put(storage.join(uri, STATE), buffer.getvalue())
-        self._save_weights(uri, training, validation)  # last: now the checkpoint is complete
+        contents = self.trainer.contents(training, self.learning)
+        record = {"seconds": round(self.seconds), "validation": validation}
+        # Last: now the checkpoint is complete.
+        folder.save(contents, self.config, self.run, self.learning, seen, **record)
         objective = validation.get("objective")
         # Where nothing cheap tells good from better, the latest is taken for the best.
         best = folder.note_best(seen, -float(seen) if objective is None else objective)
@@ -103,27 +104,6 @@ class Recorder:
         if objective is not None:
             told = f": objective {objective:.4f} on {self.judged_name} photos{', the best so far' * best}"
         self.say(f"{uri}{told}; look at its {SHEET}")
-
-    def _save_weights(self, uri: str, training: Any, validation: dict[str, float]) -> None:
-        contents = self.trainer.contents(training, self.learning)
-        places = [uri for uri in (self.config.defects, self.config.more_defects) if uri]
-        config = CheckpointConfig(
-            family=name_of(self.config),
-            model=contents.model,
-            image_size=contents.image_size,
-            channels=contents.channels,
-            products=self.run.products,
-            defect_types=self.run.defect_types,
-            images_seen=training.images_seen,
-            trained_on=f"{' and '.join(places)}: {self.learning.describe()}",
-            training={
-                "command": self.run.command,
-                "recipe": self.config.identity(),
-                "seconds": round(self.seconds),
-                "validation": validation,
-            },
-        )
-        save_checkpoint(uri, config, contents.tensors, contents.references)
 
     # ------------------------------------------------------------------------------------------ metrics
 

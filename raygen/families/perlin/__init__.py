@@ -3,11 +3,11 @@
 from typing import Literal
 
 from raygen.checkpoint import Checkpoint
-from raygen.families.family import DefectGenerator, Family, Trainer
-from raygen.families.recipes import OnceConfig, SamplingConfig
+from raygen.families.family import Collector, DefectGenerator, Family
+from raygen.families.recipes import BankConfig, SamplingConfig
 
 
-class PerlinTrainConfig(OnceConfig):
+class PerlinConfig(BankConfig):
     """Collecting textures from the normals of a defect set; nothing is learned, so it takes seconds."""
 
     family: Literal["perlin"] = "perlin"
@@ -15,13 +15,12 @@ class PerlinTrainConfig(OnceConfig):
 
 
 class Perlin(Family):
-    recipe = PerlinTrainConfig
-    learns = False
+    recipe = PerlinConfig
 
-    def trainer(self) -> type[Trainer]:
-        from raygen.families.perlin.anomalies import PerlinTrainer
+    def collector(self) -> type[Collector]:
+        from raygen.families.perlin.anomalies import PerlinCollector
 
-        return PerlinTrainer
+        return PerlinCollector
 
     def generator(self, checkpoint: Checkpoint, config: SamplingConfig) -> DefectGenerator:
         from raygen.families.perlin.anomalies import PerlinGenerator

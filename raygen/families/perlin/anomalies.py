@@ -1,14 +1,14 @@
 """DRAEM's anomalies: where Perlin noise is high, an altered texture shows through a normal."""
 
+from collections.abc import Sequence
+
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
-from raygen.checkpoint import REFERENCE_CODES, Reference
-from raygen.data.defects import load_photos
-from raygen.families.family import Contents, Made, NoIterations, Still, TakesPhotographs, Views, stream
+from raygen.data.defects import Photo, load_photos
+from raygen.families.family import CollectsBank, Contents, Made, Taken, TakesPhotographs, Views, stream
 from raygen.families.masks import Defects, Floats, confine, surroundings
-from raygen.families.perlin import PerlinTrainConfig
+from raygen.families.perlin import PerlinConfig
 from raygen.families.photos import TRAINING_SPLITS, DefectSet
 from raygen.families.references import choose_references
 from raygen.families.scores import pixel_scores
@@ -42,18 +42,19 @@ def altered(texture: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return np.asarray(image).reshape(texture.shape)
 
 
-class PerlinTrainer(NoIterations[PerlinTrainConfig]):
-    @staticmethod
-    def draft(config: PerlinTrainConfig) -> tuple[dict, DefectSet]:
-        normals = DefectSet.read(config, kinds=["normals"])
-        photos = normals.part(TRAINING_SPLITS).spread(config.references_per_cell)
-        return MODEL, DefectSet(photos, normals.products, (config.defect_type,))
+class PerlinCollector(CollectsBank[PerlinConfig]):
+    def draft(self) -> tuple[dict, DefectSet]:
+        normals = DefectSet.read(self.config, kinds=["normals"])
+        photos = normals.part(TRAINING_SPLITS).spread(self.config.references_per_cell)
+        return MODEL, DefectSet(photos, normals.products, (self.config.defect_type,))
 
-    def contents(self, training: Still, learning: DefectSet) -> Contents:
-        sizes, name = (self.config.image_size, self.config.channels), self.config.defect_type
-        textures = {"textures": torch.from_numpy(load_photos(learning.photos, *sizes))}
-        bank = [Reference(uri=p.uri, product=p.product, defect_type=name) for p in learning.photos]
-        return Contents(MODEL, *sizes, {REFERENCE_CODES: textures}, tuple(bank))
+    def take(self, photo: Photo) -> Taken:
+        texture = load_photos([photo], self.config.image_size, self.config.channels)[0]
+        return Taken({"texture": texture}, pictures=[texture])
+
+    def contents(self, photos: Sequence[Photo], taken: Sequence[Taken]) -> Contents:
+        textures = np.stack([one.arrays["texture"] for one in taken])
+        return self.bank(MODEL, photos, {"textures": textures}, self.config.defect_type)
 
 
 class PerlinGenerator(TakesPhotographs):
@@ -62,9 +63,10 @@ class PerlinGenerator(TakesPhotographs):
     def make(self, views: Views, request: SampleRequest, seeds: np.ndarray) -> Made:
         chosen, sources, model = np.full(len(seeds), -1), views.pixels, self.checkpoint.config.model
         if request.mode == "reference":
-            wanted = request.defect_type, seeds, views.products
-            chosen = choose_references(self.references, self.config, *wanted)
-            sources = self.bank["textures"][chosen].byte().numpy()
+            chosen = choose_references(
+                self.references, self.config, request.defect_type, seeds, views.products
+            )
+            sources = self.bank["textures"][chosen]
         randoms = [stream(seed) for seed in seeds]
         noise = np.stack([perlin_noise(random, sources.shape[1]) for random in randoms])
         opacity = np.array([r.uniform(*model["opacity"]) for r in randoms], np.float32)[:, None, None]
