@@ -4,8 +4,10 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import safetensors.numpy
+from numpy.typing import NDArray
 
 from raygen import images, storage
 from raygen.checkpoint import CONFIG
@@ -42,12 +44,17 @@ def take(batch: pa.Table, config: BankConfig) -> pa.Table:
     return pa.table(
         {
             "number": [row["number"]],
-            "arrays": [[safetensors.numpy.save(one.arrays) for one in taken]],
+            "arrays": [[_pack(one.arrays) for one in taken]],
             "facts": [[json.dumps(dict(one.facts)) for one in taken]],
             "pictures": [[[images.encode_png(picture) for picture in one.pictures] for one in taken]],
             "refused": [[one.refused for one in taken]],
         }
     )
+
+
+def _pack(arrays: dict[str, NDArray[Any]]) -> bytes:
+    # Of views it would write the memory behind them, without a word.
+    return safetensors.numpy.save({name: np.asarray(array, order="C") for name, array in arrays.items()})
 
 
 def unpack(rows: Iterable[dict[str, Any]]) -> list[Taken]:
@@ -104,7 +111,9 @@ def write_bank(
     uri = folder.checkpoint_uri(0)
     storage.put(storage.join(uri, SHEET), _sheet(collector.captions, kept, contents.image_size))
     learning = DefectSet(photos, run.products, run.defect_types)
-    folder.save(contents, config, run, learning, 0, seconds=round(seconds), refused=dict(refused))
+    facts = {photo.uri: dict(one.facts) for photo, one in kept if one.facts}
+    record = {"seconds": round(seconds), "refused": dict(refused), **({"taken": facts} if facts else {})}
+    folder.save(contents, config, run, learning, 0, **record)
     folder.note_best(0, 0.0)
     say(f"{len(kept):,} of {len(photos):,} photos are in {uri}; look at its {SHEET}")
 

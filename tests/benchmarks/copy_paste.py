@@ -30,8 +30,6 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from raygen.checkpoint import CheckpointConfig, save_checkpoint
 from raygen.data.defects import list_defect_set, load_photos
@@ -157,12 +155,9 @@ class Bench:
                 own = np.where(cells % len(data.types) > 0, 0.5, 1.0)
                 others = 0.5 / np.bincount(found[1], minlength=data.num_cells)[found[1]]
                 cells, weights = np.concatenate([cells, found[1]]), np.concatenate([weights * own, others])
-            scaler = StandardScaler().fit(np.concatenate(x))
-            learned, tested = scaler.transform(np.concatenate(x)), data.fold == fold
+            features, labels, tested = np.concatenate(x), cells % len(data.types), data.fold == fold
             for number, strength in enumerate(STRENGTHS):
-                model = LogisticRegression(C=1 / (2 * strength), max_iter=60, tol=1e-3)
-                model.fit(learned, cells % len(data.types), sample_weight=weights / weights.sum())
-                guessed = model.predict(scaler.transform(self.real[tested]))
+                guessed = classify(features, labels, weights, self.real[tested], strength)
                 wrong[number][tested] = guessed != data.label[tested]
         return wrong
 
@@ -250,6 +245,34 @@ class Bench:
             f"{' '.join(f'{value:.3f}' for value in by_cell)} | {time.monotonic() - started:.0f} s",
             flush=True,
         )
+
+
+def classify(
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    tested: NDArray[np.float32],
+    strength: float,
+) -> NDArray[np.int64]:
+    """Fits a multinomial logistic regression and returns what it takes others for."""
+    mean, deviation = features.mean(axis=0), features.std(axis=0) + 1e-6
+    x, y = torch.from_numpy((features - mean) / deviation), torch.from_numpy(labels)
+    shares = torch.from_numpy(weights / weights.sum()).float()
+    layer = torch.nn.Linear(x.shape[1], int(labels.max()) + 1)
+    torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.zeros_(layer.bias)
+    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        losses = torch.nn.functional.cross_entropy(layer(x), y, reduction="none")
+        loss = (losses * shares).sum() + strength * layer.weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)  # pyright: ignore[reportArgumentType]
+    with torch.no_grad():
+        return layer(torch.from_numpy((tested - mean) / deviation)).argmax(dim=1).numpy()
 
 
 def error(data: Data, wrong: NDArray[np.float64], weights: NDArray[np.float64] | None = None) -> float:

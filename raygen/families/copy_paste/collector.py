@@ -16,7 +16,7 @@ from raygen.families.photos import TRAINING_SPLITS, DefectSet
 
 FLAT = ("residual", "pixels", "matte", "mask")
 """Fields of a `Cutout` that a bank holds one after the other; their shapes stand in `shapes`, (n, 2)."""
-EACH = ("place", "touches", "strength", "around")
+EACH = ("place", "touches", "strength", "around", "look")
 """Fields that it holds as rows."""
 
 

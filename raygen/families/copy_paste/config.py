@@ -40,6 +40,9 @@ class VaryConfig(Config):
     full-size photographs (`native`), always anywhere. In a region of interest where there is one."""
     jitter: Share = 0.08
     """How far `as-real` moves a cut-out, at most, as a share of the image's side."""
+    alike: Annotated[int, Field(ge=1)] = 4
+    """A cut-out is that of so many drawn whose photo looks most like the normal, in brightness and texture: rough
+    leather on smooth would show."""
     turns: Turns | dict[str, Turns] = "flips"
     """Of all products, or of each: fabric and brushed metal have a direction."""
     rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
@@ -47,7 +50,7 @@ class VaryConfig(Config):
     scale: Factor = 1.0
     """Larger or smaller by this factor, at most."""
     bend: Share = 0.0
-    """Smooth deformation: a pixel moves by this share of the cut-out's side, at most."""
+    """Smooth deformation: a row or column moves by this share of the cut-out's longer side, at most."""
     gain: Factor = 1.0
     """Stronger or weaker by this factor, at most, within what the cell's real defects show."""
     lighting: bool = True
@@ -66,7 +69,7 @@ class VaryConfig(Config):
 class LatentConfig(Config):
     """What the latent mode changes besides: shapes that no photo has."""
 
-    bend: Share = 0.15
+    bend: Share = 0.08
     scale: Factor = 1.3
     rotation: Annotated[float, Field(ge=0, le=180)] = 10.0
     mix: Share = 0.5

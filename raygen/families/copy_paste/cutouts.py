@@ -1,6 +1,6 @@
 """From a photo and its mask to a cut-out: what a defect adds to its background, and where."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -28,6 +28,7 @@ class Cutout(NamedTuple):
     ]  # whether the hole goes on beyond the photo's top, bottom, left, right
     strength: float  # mean difference to the background in the mask, in grey levels, signed: < 0 is darker
     around: float  # mean grey level of the background in the mask
+    look: tuple[float, float]  # of the photo without the defect: mean and standard deviation, in grey levels
 
 
 class Refused(Exception):
@@ -96,8 +97,14 @@ def cut(
         touches=(False, False, False, False) if fade_at_border else _touches(hole > 0),
         strength=float(residual.mean(axis=2)[mask].mean()),
         around=float(background[mask].mean()),
+        look=look(photo[hole == 0]),
     )
     return cutout, np.rint(background.clip(0, 255)).astype(np.uint8)
+
+
+def look(pixels: NDArray[Any]) -> tuple[float, float]:
+    """Mean and standard deviation of an image's pixels, in grey levels."""
+    return float(pixels.mean()), float(pixels.std())
 
 
 def _touches(hole: Mask) -> tuple[bool, bool, bool, bool]:

@@ -10,16 +10,26 @@ from numpy.typing import NDArray
 from raygen.checkpoint import Checkpoint
 from raygen.families.copy_paste.blending import blend
 from raygen.families.copy_paste.collector import cutouts_of
-from raygen.families.copy_paste.config import LatentConfig, VaryConfig
+from raygen.families.copy_paste.config import LatentConfig, Turns, VaryConfig
 from raygen.families.copy_paste.cutouts import Cutout
-from raygen.families.copy_paste.warping import Warped, draw_pose, warp
+from raygen.families.copy_paste.warping import Piece, Warped, draw_pose, prepare, warp
 from raygen.families.family import Made, TakesPhotographs, Views, stream
 from raygen.families.masks import Floats, Mask
 from raygen.families.recipes import SamplingConfig
 from raygen.families.scores import pixel_scores
 from raygen.records import SCORES, SampleRequest
 
-_ALLOWED = 0.9  # so much of a defect must lie where defects may, or another place is tried
+_ALLOWED = 0.9  # so much of a defect must lie where defects may, or another try is made
+_MAX_PIECES = 512  # cut-outs that are held ready: full-size ones may be large
+
+
+class Normal(NamedTuple):
+    """What a defect is put on."""
+
+    pixels: Floats  # (H, W, C), in grey levels
+    look: Floats  # (2,): logarithms of mean and standard deviation
+    product: str
+    allowed: Mask | None  # (H, W): where defects may lie; None for anywhere
 
 
 class Pasted(NamedTuple):
@@ -29,28 +39,46 @@ class Pasted(NamedTuple):
     mask: Mask  # (H, W)
     row: int  # of the bank
     novelty: float
-    merit: float  # at least 1 if it is good
+    merit: float  # 1 if it can be seen and lies where it may, else less
+
+
+class Cell(NamedTuple):
+    """The cut-outs that normals of a product may get."""
+
+    rows: NDArray[np.int64]  # of the bank
+    weakest: float  # strength of a real one, in grey levels
+    strongest: float
+    turns: Turns
 
 
 class CopyPasteGenerator(TakesPhotographs):
-    """Reference-guided, a real defect, moved and turned; latent-guided, one that is bent, stretched and mixed."""
+    """Reference-guided, a real defect, moved and turned; latent-guided, also bent, stretched and mixed."""
 
     def __init__(self, checkpoint: Checkpoint, config: SamplingConfig) -> None:
         super().__init__(checkpoint, config)
-        cv2.setNumThreads(1)  # an actor has its cores
+        cv2.setNumThreads(1)  # an actor has the cores that it reserves
         model = checkpoint.config.model
         self.vary, self.latent = VaryConfig(**model["vary"]), LatentConfig(**model["latent"])
-        self.cells: dict[tuple[str, str], NDArray[np.int64]] = {}
+        self.cells: dict[tuple[str, str], Cell] = {}
+        self.pieces: dict[int, Piece] = {}
 
     @cached_property
     def cutouts(self) -> list[Cutout]:
         return cutouts_of(self.bank)
 
+    @cached_property
+    def looks(self) -> Floats:
+        """Of the cut-outs' photos, (n, 2): logarithms of mean and standard deviation."""
+        return _logarithms(self.bank["look"])
+
     def make(self, views: Views, request: SampleRequest, seeds: NDArray[np.int64]) -> Made:
-        allowed = views.allowed if views.allowed is not None else [None] * len(seeds)
+        levels = views.pixels.astype(np.float32)
+        axes = (1, 2, 3)
+        looks = _logarithms(np.stack([levels.mean(axes), levels.std(axes)], axis=1))
+        allowed = [None] * len(seeds) if views.allowed is None else views.allowed
+        normals = map(Normal, levels, looks, views.products, allowed)
         pasted = [
-            self._best(pixels.astype(np.float32), product, where, request, int(seed))
-            for pixels, product, where, seed in zip(views.pixels, views.products, allowed, seeds, strict=True)
+            self._paste(normal, request, int(seed)) for normal, seed in zip(normals, seeds, strict=True)
         ]
         images = np.stack([one.image for one in pasted])
         pixels = np.rint(images.clip(0, 255)).astype(np.uint8)
@@ -60,110 +88,112 @@ class CopyPasteGenerator(TakesPhotographs):
         is_latent, is_residual = request.mode == "latent", self.config.composition == "residual"
         return Made(
             pixels,
-            layers=((images - views.pixels) / 127.5).transpose(0, 3, 1, 2) if is_residual else None,
+            layers=((images - levels) / 127.5).transpose(0, 3, 1, 2) if is_residual else None,
             masks=masks * np.uint8(255),
             scores=scores if self.config.masks else np.full_like(scores, np.nan),
             references=np.array([-1 if is_latent else one.row for one in pasted]),
         )
 
-    def _best(
-        self, normal: Floats, product: str, allowed: Mask | None, request: SampleRequest, seed: int
-    ) -> Pasted:
-        """The first try that can be seen and lies where it may; without a mask if none does."""
-        random, rows = stream(seed), self._rows(product, request.defect_type)
-        best: Pasted | None = None
-        for _ in range(self.vary.tries):
-            found = self._paste(normal, product, allowed, request, rows, random)
-            if best is None or found.merit > best.merit:
-                best = found
-            if best.merit >= 1:
-                return best
-        assert best is not None
-        return best._replace(image=normal, mask=np.zeros_like(best.mask))
+    def _paste(self, normal: Normal, request: SampleRequest, seed: int) -> Pasted:
+        """The first try that is good; without a defect if none is, so that the gate refuses it."""
+        random, cell = stream(seed), self._cell(normal.product, request.defect_type)
+        found = self._try(normal, cell, request.mode == "latent", random)
+        for _ in range(1, self.vary.tries):
+            if found.merit >= 1:
+                break
+            found = self._try(normal, cell, request.mode == "latent", random)
+        if found.merit >= 1:
+            return found
+        return found._replace(image=normal.pixels, mask=np.zeros_like(found.mask), novelty=np.nan)
 
-    def _paste(
-        self,
-        normal: Floats,
-        product: str,
-        allowed: Mask | None,
-        request: SampleRequest,
-        rows: NDArray[np.int64],
-        random: np.random.Generator,
-    ) -> Pasted:
-        row = int(rows[random.integers(len(rows))])
-        cutout = self.cutouts[row]
-        is_latent = request.mode == "latent"
-        pose = draw_pose(cutout, normal.shape[0], self.vary, self._turns(product), self.config.native, random)
-        gain = float(np.exp(random.uniform(-1, 1) * np.log(self.vary.gain)))
-        bent = pose
+    def _try(self, normal: Normal, cell: Cell, is_latent: bool, random: np.random.Generator) -> Pasted:
+        side = len(normal.pixels)
+        row = self._choose(normal, cell, random)
+        cutout, piece = self.cutouts[row], self._piece(row)
+        pose = draw_pose(cutout, side, self.vary, cell.turns, self.config.native, random)
+        gain, novelty = self.vary.gain ** random.uniform(-1, 1), np.nan
+        warped = warp(piece, pose, side)
         if is_latent:
-            bent = pose.bend(self.latent, random)
-            if random.random() < self.latent.mix:
-                other = self.cutouts[int(rows[random.integers(len(rows))])]
-                gain *= other.strength / cutout.strength if cutout.strength else 1.0
-        piece = warp(cutout, bent, normal.shape[0])
-        if not piece.mask.any():
-            return Pasted(normal, np.zeros(normal.shape[:2], bool), row, np.nan, 0.0)
-        novelty = _novelty(piece, gain, warp(cutout, pose, normal.shape[0])) if is_latent else np.nan
-        here = normal[piece.box]
+            copy, own_gain = warped, gain
+            if random.random() < self.latent.mix and cutout.strength:
+                gain *= self.cutouts[self._choose(normal, cell, random)].strength / cutout.strength
+            warped = warp(piece, pose.vary(self.latent, random), side)
+            novelty = _novelty(warped, gain, copy, own_gain)
+        mask, image = np.zeros((side, side), bool), normal.pixels.copy()
+        if not warped.mask.any():
+            return Pasted(image, mask, row, novelty, 0.0)
+        here = normal.pixels[warped.box]
+        gain = _within(cell, gain, cutout.strength)
         if self.vary.lighting:
-            gain *= float(np.clip(here[piece.mask].mean() / max(cutout.around, 1.0), 0.5, 2.0))
-        gain = self._limit(gain, cutout, rows)
-        changed = blend(here, piece, gain, self.vary.blend, random)
-        where = piece.matte > 0
-        if allowed is not None:
-            where &= allowed[piece.box]
+            gain *= min(2.0, max(0.5, float(here[warped.mask].mean()) / max(cutout.around, 1.0)))
+        changed = blend(here, warped, gain, self.vary.blend, random)
+        where = warped.matte > 0
+        if normal.allowed is not None:
+            where &= normal.allowed[warped.box]
         changed = np.where(where[..., None], changed, here)
-        difference = np.abs(np.rint(changed.clip(0, 255)) - here)
-        marked = where & (piece.mask | (difference > 0).any(axis=2))
-        image, mask = normal.copy(), np.zeros(normal.shape[:2], bool)
-        image[piece.box], mask[piece.box] = changed, marked
-        core = piece.mask & where
-        seen = float(difference[core].mean()) if core.any() else 0.0
-        inside = core.sum() / piece.mask.sum()
+        image[warped.box] = changed
+        difference = np.abs(np.rint(changed.clip(0, 255)) - here).max(axis=2)
+        defect = warped.mask & where
+        mask[warped.box] = defect | (difference > 0)
+        seen = float(difference[defect].mean()) if defect.any() else 0.0
+        inside = defect.sum() / warped.mask.sum()
         merit = min(1.0, seen / max(self.vary.min_change, 1e-6)) * min(1.0, inside / _ALLOWED)
         return Pasted(image, mask, row, novelty, merit)
 
-    def _turns(self, product: str) -> str:
-        turns = self.vary.turns
-        return turns if isinstance(turns, str) else turns.get(product, "flips")
+    def _choose(self, normal: Normal, cell: Cell, random: np.random.Generator) -> int:
+        """Of some cut-outs drawn, that whose photo looks most like the normal."""
+        drawn = cell.rows[random.integers(len(cell.rows), size=self.vary.alike)]
+        return int(drawn[np.abs(self.looks[drawn] - normal.look).sum(axis=1).argmin()])
 
-    def _limit(self, gain: float, cutout: Cutout, rows: NDArray[np.int64]) -> float:
-        """The gain that leaves a defect as strong as some real one of its cell."""
-        shown = np.abs([self.cutouts[row].strength for row in rows])
-        own = abs(cutout.strength)
-        if not own or not shown.any():
-            return gain
-        return float(np.sign(gain) * np.clip(abs(gain) * own, min(shown.min(), own), shown.max()) / own)
+    def _piece(self, row: int) -> Piece:
+        if row not in self.pieces:
+            if len(self.pieces) >= _MAX_PIECES:
+                self.pieces.clear()
+            self.pieces[row] = prepare(self.cutouts[row])
+        return self.pieces[row]
 
-    def _rows(self, product: str, defect_type: str) -> NDArray[np.int64]:
-        """The cut-outs that a normal may get."""
+    def _cell(self, product: str, defect_type: str) -> Cell:
+        """What a normal may get: cut-outs of its product, unless the run says otherwise; any if there are none."""
         if (product, defect_type) not in self.cells:
             wanted = self.config.reference_products
-            if wanted == "any":
-                names = None if self.vary.other_products else {product.casefold()}
-            else:
-                names = {product.casefold()} if wanted == "same" else {name.casefold() for name in wanted}
+            names = {product} if wanted in ("any", "same") else set(wanted)
+            folded = {name.casefold() for name in names}
             of_type = [row for row, one in enumerate(self.references) if one.defect_type == defect_type]
-            of_names = [
-                row for row in of_type if names is None or self.references[row].product.casefold() in names
-            ]
-            self.cells[product, defect_type] = np.array(of_names or of_type)
+            rows = [row for row in of_type if self.references[row].product.casefold() in folded]
+            if not rows or (wanted == "any" and self.vary.other_products):
+                rows = of_type
+            strengths = np.abs([self.cutouts[row].strength for row in rows])
+            turns = self.vary.turns
+            self.cells[product, defect_type] = Cell(
+                np.array(rows),
+                float(strengths.min()),
+                float(strengths.max()),
+                turns if isinstance(turns, str) else turns.get(product, "flips"),
+            )
         return self.cells[product, defect_type]
 
 
-def _novelty(piece: Warped, gain: float, copy: Warped) -> float:
+def _logarithms(looks: Floats) -> Floats:
+    return np.log(np.maximum(looks, 1.0), dtype=np.float32)
+
+
+def _within(cell: Cell, gain: float, strength: float) -> float:
+    """The gain that leaves a defect as strong as some real one of its cell."""
+    own = abs(strength)
+    if not own:
+        return gain
+    return float(np.copysign(min(max(abs(gain), cell.weakest / own), cell.strongest / own), gain))
+
+
+def _novelty(piece: Warped, gain: float, copy: Warped, gain_of_copy: float) -> float:
     """How far a cut-out is from its copy: 0 for the same, 1 for two that have nothing in common."""
-    top, left = (min(a.start, b.start) for a, b in zip(piece.box, copy.box, strict=True))
-    bottom, right = (max(a.stop, b.stop) for a, b in zip(piece.box, copy.box, strict=True))
-    fields = []
-    for one, by in ((piece, gain), (copy, 1.0)):
-        field = np.zeros((bottom - top, right - left, one.residual.shape[2]), np.float32)
+    both = (piece.box, copy.box)
+    top, left = (min(a.start, b.start) for a, b in zip(*both, strict=True))
+    bottom, right = (max(a.stop, b.stop) for a, b in zip(*both, strict=True))
+    fields = np.zeros((2, bottom - top, right - left, piece.residual.shape[2]), np.float32)
+    for field, one, by in zip(fields, (piece, copy), (gain, gain_of_copy), strict=True):
         rows, columns = one.box
-        field[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = (
-            by * one.residual * one.matte[..., None]
-        )
-        fields.append(field)
-    apart = np.square(fields[0] - fields[1]).sum()
-    whole = np.square(fields[0]).sum() + np.square(fields[1]).sum()
-    return float(np.sqrt(apart / whole)) if whole else np.nan
+        place = np.s_[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+        field[place] = np.float32(by) * one.residual * one.matte[..., None]
+    whole = np.square(fields).sum()
+    return float(np.sqrt(np.square(fields[0] - fields[1]).sum() / whole)) if whole else float("nan")

@@ -1,33 +1,49 @@
 """How a cut-out lies on a normal: turned, scaled, bent, moved."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from raygen.families.copy_paste.config import LatentConfig, VaryConfig
+from raygen.families.copy_paste.config import LatentConfig, Turns, VaryConfig
 from raygen.families.copy_paste.cutouts import Cutout
 from raygen.families.masks import Floats, Mask
 
-_LATTICE = 4  # points a side of the lattice that a bend is drawn on
+_KNOTS = 4  # of a bend
 _BEYOND = 0.25  # how far, of its side, a cut-out that its photo cuts off is guessed to go on
+
+Matrix = tuple[tuple[float, float], tuple[float, float]]
+"""From a cut-out's rows and columns to the normal's."""
+
+
+class Piece(NamedTuple):
+    """A cut-out ready to be laid on normals."""
+
+    difference: Floats  # (h, w, C + 1): residual, and matte, 0 to 1
+    look: Floats  # (h, w, C + 1): pixels, and mask, 0 or 1
+    start: tuple[int, int]  # where in them the cut-out itself begins: the rest is guessed
+    size: tuple[int, int]  # of the cut-out itself
 
 
 @dataclass(frozen=True)
 class Pose:
-    """How a cut-out lies; `matrix` and `centre` as rows and columns of the normal."""
+    """How a cut-out lies."""
 
-    matrix: NDArray[np.float64]  # (2, 2): from the cut-out's directions to the normal's
+    matrix: Matrix
     centre: tuple[float, float]  # of the cut-out in the normal, in pixels
-    shifts: Floats | None  # (lattice, lattice, 2): a bend, as shares of the cut-out's longer side
+    bends: (
+        Floats | None
+    )  # (2, knots): how far rows move along columns, and columns along rows, as shares of the
+    # cut-out's longer side; never back over one another, as they might if rows moved along rows
 
-    def bend(self, latent: LatentConfig, random: np.random.Generator) -> "Pose":
-        """Another shape at the same place: bent, turned and stretched, each side on its own."""
-        stretch = np.exp(random.uniform(-1, 1, 2) * np.log(latent.scale))
-        turn = rotation(random.uniform(-latent.rotation, latent.rotation))
-        return replace(self, matrix=self.matrix @ turn * stretch, shifts=_bend(latent.bend, random))
+    def vary(self, latent: LatentConfig, random: np.random.Generator) -> "Pose":
+        """Another shape at the same place: turned and stretched, each side on its own, and bent."""
+        angle, tall, wide = random.uniform(-1, 1, 3).tolist()
+        stretch = ((latent.scale**tall, 0.0), (0.0, latent.scale**wide))
+        matrix = _times(_times(self.matrix, _rotation(angle * latent.rotation)), stretch)
+        return replace(self, matrix=matrix, bends=_draw_bends(latent.bend, random))
 
 
 class Warped(NamedTuple):
@@ -40,111 +56,139 @@ class Warped(NamedTuple):
     mask: Mask  # (h, w)
 
 
-def rotation(degrees: float) -> NDArray[np.float64]:
-    """(2, 2), of rows and columns."""
-    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    return np.array([[cos, -sin], [sin, cos]])
+def prepare(cutout: Cutout) -> Piece:
+    """Guesses how a defect goes on where its photo cuts it off, by its mirror image, so that it does not end there
+    when it is moved."""
+    height, width = cutout.mask.shape
+    top, bottom, left, right = cutout.touches
+    tall, wide = max(1, round(_BEYOND * height)), max(1, round(_BEYOND * width))
+    pads = ((top * tall, bottom * tall), (left * wide, right * wide), (0, 0))
+    pairs = (cutout.residual, cutout.matte / np.float32(255)), (cutout.pixels, cutout.mask)
+    fields = (np.concatenate([one, other[..., None]], axis=2, dtype=np.float32) for one, other in pairs)
+    difference, look = (np.pad(field, pads, mode="symmetric") for field in fields)
+    return Piece(difference, look, (top * tall, left * wide), (height, width))
 
 
 def draw_pose(
-    cutout: Cutout, side: int, vary: VaryConfig, turns: str, is_window: bool, random: np.random.Generator
+    cutout: Cutout, side: int, vary: VaryConfig, turns: Turns, is_window: bool, random: np.random.Generator
 ) -> Pose:
     """Draws how a cut-out lies on a normal.
 
     Args:
         cutout: which.
-        side: height and width of the normal, or of a window of it.
+        side: height and width of the normal, or of the window of it.
         vary: how.
-        turns: how the product's defects may be turned, see `raygen.families.copy_paste.config.Turns`.
+        turns: how the product's defects may be turned.
         is_window: whether the place of the cut-out in its photo says nothing, for the normal is a window.
         random: of the sample.
     """
-    flips, quarter, angle = random.random(2) < 0.5, int(random.integers(4)), random.uniform(-1, 1)
-    matrix = np.eye(2)
+    up, left, quarter, angle, scale, down, across = random.random(7).tolist()
+    matrix: Matrix = ((1.0, 0.0), (0.0, 1.0))
     if turns != "none":
-        matrix = np.diag(np.where(flips, -1.0, 1.0))
-    if turns == "quarters":
-        matrix = np.rint(rotation(90 * quarter)) @ matrix
-    degrees = angle * (180 if turns == "any" else vary.rotation)
-    scale = float(np.exp(random.uniform(-1, 1) * np.log(vary.scale)))
-    place = matrix @ (np.array(cutout.place) - 0.5) + 0.5
-    matrix = scale * rotation(degrees) @ matrix
-    height, width = (np.abs(matrix) @ cutout.mask.shape).tolist()
-    moved = random.uniform(-1, 1, 2)
-    room = np.array([max(0.0, side - height), max(0.0, side - width)])
-    if is_window or vary.place == "anywhere":
-        corner = (moved + 1) / 2 * room
-    else:
-        corner = (place + vary.jitter * moved) * side - np.array([height, width]) / 2
-        # One that its photo cuts off may slide beyond the edge, and one that it shows whole stays whole.
-        whole = not any(cutout.touches)
-        corner = corner.clip(0, room) if whole else corner
-    # To whole pixels, so that a cut-out that is only moved keeps its pixels.
-    centre = np.rint(corner) + np.array([height, width]) / 2
-    return Pose(matrix, (float(centre[0]), float(centre[1])), _bend(vary.bend, random))
+        matrix = ((-1.0 if up < 0.5 else 1.0, 0.0), (0.0, -1.0 if left < 0.5 else 1.0))
+    if turns == "quarters" and quarter < 0.5:  # with the mirrorings, all eight
+        matrix = _times(((0.0, 1.0), (1.0, 0.0)), matrix)
+    place = _apply(matrix, cutout.place[0] - 0.5, cutout.place[1] - 0.5)
+    degrees = (2 * angle - 1) * (180 if turns == "any" else vary.rotation)
+    if degrees:
+        matrix = _times(_rotation(degrees), matrix)
+    if vary.scale > 1:
+        factor = vary.scale ** (2 * scale - 1)
+        matrix = _times(((factor, 0.0), (0.0, factor)), matrix)
+    size = _reach(matrix, *cutout.mask.shape)
+    centre = []
+    for at, length, drawn in zip(place, size, (down, across), strict=True):
+        room = max(0.0, side - length)
+        if is_window or vary.place == "anywhere":
+            corner = drawn * room
+        else:
+            corner = (at + 0.5 + vary.jitter * (2 * drawn - 1)) * side - length / 2
+            # One that its photo cuts off may slide over the edge, and one that it shows whole stays whole.
+            corner = corner if any(cutout.touches) else min(max(corner, 0.0), room)
+        # By whole pixels, so that a cut-out that is only moved keeps its pixels.
+        centre.append(round(corner) + length / 2)
+    return Pose(matrix, (centre[0], centre[1]), _draw_bends(vary.bend, random))
 
 
-def _bend(share: float, random: np.random.Generator) -> Floats | None:
-    if not share:
-        return None
-    return random.uniform(-share, share, (_LATTICE, _LATTICE, 2)).astype(np.float32)
-
-
-def warp(cutout: Cutout, pose: Pose, side: int) -> Warped:
+def warp(piece: Piece, pose: Pose, side: int) -> Warped:
     """Lays a cut-out on a normal of `side` × `side` pixels."""
-    fields, start = _padded(cutout)
-    height, width = cutout.mask.shape
-    reach = np.abs(pose.matrix) @ (np.array(fields.shape[:2]) / 2)
-    if pose.shifts is not None:
-        reach = reach * (1 + 2 * float(np.abs(pose.shifts).max()))
-    # The padded cut-out's centre is elsewhere than the cut-out's, where one side alone is padded.
-    middle = np.array(fields.shape[:2]) / 2 - start - np.array([height, width]) / 2
-    centre = np.array(pose.centre) + pose.matrix @ middle
-    first = np.floor(centre - reach).clip(0, side).astype(int)
-    last = np.ceil(centre + reach).clip(0, side).astype(int)
-    box = (slice(first[0], last[0]), slice(first[1], last[1]))
-    size = (last[0] - first[0], last[1] - first[1])
-    channels = cutout.pixels.shape[2]
-    if not all(size):
-        nothing = np.zeros((*size, channels), np.float32)
-        return Warped(box, nothing, nothing, nothing[..., 0], np.zeros(size, bool))
-    inverse = np.linalg.inv(pose.matrix)
-    y = np.arange(first[0], last[0], dtype=np.float32) + 0.5 - pose.centre[0]
-    x = np.arange(first[1], last[1], dtype=np.float32) + 0.5 - pose.centre[1]
-    offset = start + np.array([height, width]) / 2 - 0.5
-    rows = (inverse[0, 0] * y)[:, None] + (inverse[0, 1] * x)[None] + offset[0]
-    columns = (inverse[1, 0] * y)[:, None] + (inverse[1, 1] * x)[None] + offset[1]
-    if pose.shifts is not None:
-        shifts = cv2.resize(pose.shifts, (size[1], size[0]), interpolation=cv2.INTER_CUBIC) * max(
-            height, width
+    (height, width), (tall, wide) = piece.size, piece.difference.shape[:2]
+    longer = max(height, width)
+    # Where what is to be laid comes to lie: its middle, and how far it reaches.
+    y, x = tall / 2 - piece.start[0] - height / 2, wide / 2 - piece.start[1] - width / 2
+    down, across = (0.0, 0.0) if pose.bends is None else (np.abs(pose.bends).max(axis=1) * longer).tolist()
+    (top, bottom), (left, right) = (
+        (max(0, math.floor(at + by - reach)), min(side, math.ceil(at + by + reach)))
+        for at, by, reach in zip(
+            pose.centre,
+            _apply(pose.matrix, y, x),
+            _reach(pose.matrix, tall / 2 + down, wide / 2 + across),
+            strict=True,
         )
-        rows, columns = rows + shifts[..., 0], columns + shifts[..., 1]
-    maps = columns.astype(np.float32), rows.astype(np.float32)
-    first_part, rest = fields[..., : channels + 1], fields[..., channels + 1 :]
-    seen: list[Floats] = [
-        np.asarray(cv2.remap(np.ascontiguousarray(part), *maps, cv2.INTER_LINEAR), np.float32)
-        for part in (first_part, rest)
-    ]
-    residual, pixels = seen[0][..., :channels], seen[1][..., :channels]
-    matte, mask = seen[0][..., channels], seen[1][..., channels] > 0.5
-    return Warped(box, residual, pixels, matte, mask)
-
-
-def _padded(cutout: Cutout) -> tuple[Floats, NDArray[np.int64]]:
-    """Residual, matte, pixels and mask as one, float32 (h, w, 2 C + 2), with a guess at what its photo cut off;
-    and where the cut-out itself begins."""
-    fields = np.concatenate(
-        [
-            cutout.residual,
-            cutout.matte[..., None] / np.float32(255),
-            cutout.pixels,
-            cutout.mask[..., None],
-        ],
-        axis=2,
-        dtype=np.float32,
     )
-    height, width = cutout.mask.shape
-    top, bottom, left, right = cutout.touches
-    tall, wide = max(1, round(_BEYOND * height)), max(1, round(_BEYOND * width))
-    pads = ((top * tall, bottom * tall), (left * wide, right * wide), (0, 0))
-    return np.pad(fields, pads, mode="symmetric"), np.array([top * tall, left * wide])
+    box = slice(top, max(top, bottom)), slice(left, max(left, right))
+    channels = piece.look.shape[2] - 1
+    if top >= bottom or left >= right:
+        nothing = np.zeros((box[0].stop - top, box[1].stop - left, channels), np.float32)
+        return Warped(box, nothing, nothing, nothing[..., 0], nothing[..., 0] > 0)
+    (a, b), (c, d) = _inverse(pose.matrix)
+    ys = np.arange(top, bottom, dtype=np.float32)[:, None] + np.float32(0.5 - pose.centre[0])
+    xs = np.arange(left, right, dtype=np.float32) + np.float32(0.5 - pose.centre[1])
+    rows = np.asarray(a * ys + b * xs + (height - 1) / 2, np.float32)
+    columns = np.asarray(c * ys + d * xs + (width - 1) / 2, np.float32)
+    if pose.bends is not None:
+        along_columns, along_rows = pose.bends * np.float32(longer)
+        rows, columns = (
+            rows + _curve(along_columns, columns, width),
+            columns + _curve(along_rows, rows, height),
+        )
+    maps = (columns + piece.start[1]).astype(np.float32), (rows + piece.start[0]).astype(np.float32)
+    difference, look = (
+        np.asarray(cv2.remap(field, *maps, cv2.INTER_LINEAR), np.float32)
+        for field in (piece.difference, piece.look)
+    )
+    return Warped(
+        box,
+        difference[..., :channels],
+        look[..., :channels],
+        difference[..., channels],
+        look[..., channels] > 0.5,
+    )
+
+
+def _draw_bends(share: float, random: np.random.Generator) -> Floats | None:
+    return random.uniform(-share, share, (2, _KNOTS)).astype(np.float32) if share else None
+
+
+def _curve(knots: Floats, along: Floats, length: int) -> Floats:
+    """A smooth curve through knots that are spread over a length, at each of some places along it."""
+    fine = cv2.resize(knots[None], (16 * _KNOTS, 1), interpolation=cv2.INTER_CUBIC)[0]
+    return np.interp(along, np.linspace(0, length, len(fine)), fine).astype(np.float32)
+
+
+def _rotation(degrees: float) -> Matrix:
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return (cos, -sin), (sin, cos)
+
+
+def _times(one: Matrix, other: Matrix) -> Matrix:
+    (a, b), (c, d) = one
+    (e, f), (g, h) = other
+    return (a * e + b * g, a * f + b * h), (c * e + d * g, c * f + d * h)
+
+
+def _apply(matrix: Matrix, y: float, x: float) -> tuple[float, float]:
+    (a, b), (c, d) = matrix
+    return a * y + b * x, c * y + d * x
+
+
+def _reach(matrix: Matrix, y: float, x: float) -> tuple[float, float]:
+    """How far a box of y × x reaches in rows and columns."""
+    (a, b), (c, d) = matrix
+    return abs(a) * y + abs(b) * x, abs(c) * y + abs(d) * x
+
+
+def _inverse(matrix: Matrix) -> Matrix:
+    (a, b), (c, d) = matrix
+    by = 1 / (a * d - b * c)
+    return (by * d, -by * b), (-by * c, by * a)
