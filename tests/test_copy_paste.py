@@ -157,8 +157,9 @@ def test_a_darker_defect_has_a_negative_strength() -> None:
     ],
 )
 def test_what_cannot_be_cut_out_says_why(change: Any, message: str) -> None:
+    photo, mask = change(*photo_with_disc(80))
     with pytest.raises(Refused, match=message):
-        cut(*change(*photo_with_disc(80)), CutConfig(min_change=4, max_leak=0.05), fade_at_border=False)
+        cut(photo, mask, CutConfig(min_change=4, max_leak=0.05), fade_at_border=False)
 
 
 @pytest.mark.parametrize("fade", [True, False])

@@ -32,7 +32,8 @@ def test_the_demo_leaves_a_sheet_and_has_nothing_left_to_do_then(tmp_path: Path)
     """As a user starts it, on a Ray of its own."""
     command = [sys.executable, "-m", "raygen.cli", "demo", str(tmp_path / "demo")]
     subprocess.run(command, check=True, capture_output=True)
-    assert (tmp_path / "demo" / "run" / "contact-sheet.png").stat().st_size > 10_000
+    for name in ("run", "pasted", "."):
+        assert (tmp_path / "demo" / name / "contact-sheet.png").stat().st_size > 10_000
     said: list[str] = []
     demo(str(tmp_path / "demo"), said.append)
     assert any("is complete: nothing to do" in line for line in said)

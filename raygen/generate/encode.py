@@ -27,7 +27,7 @@ def encode_samples(generated: pa.Table, shard: int, config: GenerateConfig, run:
         buffers = {name: generated[name][index] for name in binary}
         photo = None
         if buffers["photo"].is_valid:
-            photo = images.decode_photo(buffers["photo"].as_py(), config.max_pixels)
+            photo = images.decode_photo(buffers["photo"].as_py(), config.max_pixels, deep=True)
         for column, request in enumerate(run.requests):
             reason, num_attempts = normal["reasons"][column], normal["num_attempts"][column]
             cells.append(

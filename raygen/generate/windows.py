@@ -3,7 +3,7 @@
 import functools
 import hashlib
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,31 +93,38 @@ def cut_region(region: Region, window: Window, height: int, width: int, side: in
 
 
 def put_defect(
-    photo: NDArray[np.uint8], window: Window, layer: NDArray[np.float32], mask: NDArray[np.uint8]
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    photo: NDArray[np.uint8] | NDArray[np.uint16],
+    window: Window,
+    layer: NDArray[np.float32],
+    mask: NDArray[np.uint8],
+) -> tuple[NDArray[Any], NDArray[np.uint8]]:
     """Puts a defect on a photograph, whose pixels outside the mask stay as they are.
 
     Args:
-        photo: (H, W, 1 or 3); not changed.
+        photo: uint8 (H, W, 1 or 3), or uint16 (H, W, 1); not changed.
         window: where.
         layer: the defect, already weighted, in the model's range of 2, (C or C + 1, side, side), C = 1 or 3; one
             beyond C is the opacity. A single channel is added to all of the photograph's.
         mask: where it is, 255, else 0, (side, side).
 
     Returns:
-        The photograph with the defect, (H, W, 1 or 3; 3 if C is), and the mask at its size, (H, W).
+        The photograph with the defect, (H, W, 1 or 3; 3 if C is, and then uint8), and the mask at its size.
     """
     num_painted = 3 if len(layer) >= 3 else 1
+    if num_painted == 3 and photo.dtype == np.uint16:
+        photo = images.to_8_bits(photo)
+    levels = 257 if photo.dtype == np.uint16 else 1  # for one of 8 bits
     full = np.repeat(photo, 3, axis=2) if num_painted > photo.shape[2] else photo.copy()
     y, x, size = window
     seen = full[y : y + size, x : x + size]
     large = np.stack([images.resize_field(channel, size) for channel in layer], axis=2)  # (size, size, ·)
     paint, opacity = large[:, :, :num_painted] * 127.5, large[:, :, num_painted:]
-    changed = (seen + 0.0) if not opacity.size else (seen - 127.5) * (1 - opacity) + 127.5
+    changed = seen / levels if not opacity.size else (seen / levels - 127.5) * (1 - opacity) + 127.5
     inside = images.resize_mask(mask, size)
     full_mask = np.zeros(full.shape[:2], np.uint8)
     full_mask[y : y + size, x : x + size] = inside
-    seen[inside > 0] = np.rint(changed + paint).clip(0, 255).astype(np.uint8)[inside > 0]
+    put = np.rint((changed + paint).clip(0, 255) * levels).astype(photo.dtype)
+    seen[inside > 0] = put[inside > 0]
     return full, full_mask
 
 
