@@ -60,30 +60,14 @@ class JudgeCollector:
         seen = np.stack([one.arrays["features"] for one in taken])
         classes = (NORMAL, *sorted({photo.defect_type for photo in photos} - {NORMAL}))
         labels = np.array([classes.index(photo.defect_type) for photo in photos])
-        weights = np.zeros(len(photos))
         held_out = np.array([photo.split in VALIDATION_SPLITS for photo in photos])
-        for part in (held_out, ~held_out):
-            rows = np.flatnonzero(part)
+        weights = np.zeros(len(photos))  # every cell's are 1 in all, in either part
+        for rows in (np.flatnonzero(held_out), np.flatnonzero(~held_out)):
             for cell in group_by_cell(photos[row] for row in rows.tolist()).values():
                 weights[rows[cell]] = 1 / len(cell)
         weight, bias = fit(seen[~held_out], labels[~held_out], weights[~held_out], self.config.l2)
-        temperature, record, report = 1.0, {}, ["no photos of the split val: not calibrated, temperature 1"]
-        if held_out.any():
-            logits = seen[held_out].astype(np.float64) @ weight.T + bias
-            true, weigh = labels[held_out], weights[held_out]
-            temperature = best_temperature(logits, true, weigh)
-            before, after = measure(logits, true, weigh), measure(logits / temperature, true, weigh)
-            record = {
-                "photos": int(held_out.sum()),
-                "temperature": temperature,
-                "before": before._asdict(),
-                "after": after._asdict(),
-            }
-            report = [
-                f"calibrated on {record['photos']:,} photos of the split val, products and types of equal weight",
-                f"temperature {temperature:.2f}, accuracy {after.accuracy:.3f}; expected calibration error "
-                f"{after.ece:.3f} (before: {before.ece:.3f}), log loss {after.nll:.3f} (before: {before.nll:.3f})",
-            ]
+        logits = seen[held_out].astype(np.float64) @ weight.T + bias
+        temperature, record, report = calibrate(logits, labels[held_out], weights[held_out])
         arrays = {"weight": weight, "bias": bias, "temperature": np.array([temperature])}
         return Contents(
             self._model(),
@@ -126,6 +110,28 @@ def fit(seen: Floats, labels: Labels, weights: NDArray[np.float64], l2: float) -
         weight, bias = (np.concatenate([-half, half]) for half in (weight / 2, bias / 2))
     weight = weight / scale
     return weight, bias - weight @ mean
+
+
+def calibrate(
+    logits: Logits, labels: Labels, weights: NDArray[np.float64]
+) -> tuple[float, dict[str, Any], list[str]]:
+    """The temperature for logits of photos held back, (n, classes), their labels and weights, (n,); the figures
+    before and after, for the record; and the same in words. Without photos the temperature is 1."""
+    if not len(labels):
+        return 1.0, {}, ["no photos of the split val: not calibrated, temperature 1"]
+    temperature = best_temperature(logits, labels, weights)
+    before, after = measure(logits, labels, weights), measure(logits / temperature, labels, weights)
+    record: dict[str, Any] = {"photos": len(labels), "temperature": temperature}
+    record |= {"before": before._asdict(), "after": after._asdict()}
+    return (
+        temperature,
+        record,
+        [
+            f"calibrated on {len(labels):,} photos of the split val, products and types of equal weight",
+            f"temperature {temperature:.2f}, accuracy {after.accuracy:.3f}; expected calibration error "
+            f"{after.ece:.3f} (before: {before.ece:.3f}), log loss {after.nll:.3f} (before: {before.nll:.3f})",
+        ],
+    )
 
 
 def best_temperature(logits: Logits, labels: Labels, weights: NDArray[np.float64]) -> float:
