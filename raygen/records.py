@@ -78,7 +78,7 @@ BOX_TYPE = pa.struct([(name, pa.int32()) for name in ("x", "y", "width", "height
 
 SCORES: dict[str, str] = {
     "realism": "logit of D's wanted branch: > 0 looks real to the discriminator; or, by a judge (gate.judge), the "
-    "calibrated log-odds of the wanted defect type against normal; null for a normal",
+    "calibrated log-odds of the wanted defect type against normal",
     "type_prob": "0..1: D's foreground classifier on the wanted defect type; or, by a judge, its calibrated "
     "probability among normal and the judge's types, all equally likely beforehand",
     "product_prob": "0..1: D's background classifier on the normal's product; null for one it has not seen",

@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Head
-from factories import InProcess, write_bank, write_checkpoint, write_run, write_split_set
+from factories import (
+    InProcess,
+    write_bank,
+    write_checkpoint,
+    write_dfmgan_checkpoint,
+    write_run,
+    write_split_set,
+)
 
 from raygen import images, storage, surfaces
 from raygen.checkpoint import Checkpoint, export_checkpoint, load_checkpoint, save_checkpoint
@@ -304,6 +311,32 @@ def test_perlin_s_one_type_has_a_judge_that_calls_all_defects_so(folder: Path) -
     assert {row["reject_reason"] for row in rows} > {None}
 
 
+def test_a_discriminator_s_word_gives_way_to_the_judge_s(folder: Path) -> None:
+    write_checkpoint(str(folder / "dtgan"))
+    settings: dict[str, Any] = {"checkpoint": str(folder / "dtgan"), "modes": ["latent"], "masks": True}
+    own, judged = (
+        run_of(folder, f"dtgan-{judge}", **settings, gate=gate)
+        for judge, gate in ((None, {}), ("judge", {"judge": str(folder / "judge")}))
+    )
+    for before, after in zip(rows_of(own, write_run(own)), rows_of(judged, write_run(judged)), strict=True):
+        changed = {name for name, value in after.items() if before[name] != value}
+        assert changed == {"realism", "type_prob", "run_id"}
+
+
+def test_drawn_normals_are_not_judged_and_defects_on_them_are(folder: Path) -> None:
+    write_dfmgan_checkpoint(str(folder / "dfmgan"))
+    config = run_of(
+        folder,
+        "drawn",
+        checkpoint=str(folder / "dfmgan"),
+        pool="seeds:0-3",
+        modes=["latent"],
+        write_normals=True,
+    )
+    for row in rows_of(config, write_run(config)):
+        assert (row["type_prob"] is None) == (row["realism"] is None) == (row["defect_type"] == NORMAL)
+
+
 # ------------------------------------------------------------------------------------------------------ identity
 
 
@@ -359,8 +392,8 @@ def test_a_judge_that_was_changed_meanwhile_is_refused(folder: Path, another: Ch
 
 
 def test_what_is_no_judge_is_one_line(folder: Path) -> None:
-    write_checkpoint(str(folder / "dtgan"))
-    for name in ("copies", "perlin", "dtgan"):
+    write_checkpoint(str(folder / "gan"))
+    for name in ("copies", "perlin", "gan"):
         with pytest.raises(
             UserError, match=r"is no judge; name a folder that `raygen train jobs/judge.toml`"
         ):
@@ -387,6 +420,11 @@ def test_what_it_was_not_fitted_to_is_told(folder: Path) -> None:
     size, products = judge_warnings(config, begin(config))
     assert "fitted to photos of 96 px, and samples have 64" in size
     assert products.startswith("brushed_metal, grained_leather: not among the products")
+    windows = run_of(folder, "windows", native=True, checkpoint="null:64x1")
+    (native,) = judge_warnings(
+        windows, begin(run_of(folder, "windows", None, checkpoint="null:64x1", gate={}))
+    )
+    assert "fitted to whole photos, and is to judge windows" in native
     fitting = run_of(folder, "not-told")
     assert judge_warnings(fitting, begin(fitting)) == []
 

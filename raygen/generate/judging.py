@@ -12,7 +12,7 @@ from raygen.errors import UserError
 from raygen.families import load_judge
 from raygen.families.family import DefectGenerator, Judge, Made, Rows, Views
 from raygen.generate.config import GenerateConfig
-from raygen.records import SCORES, SampleRequest
+from raygen.records import NORMAL, SCORES, SampleRequest
 
 
 def read_judge(config: GenerateConfig) -> Checkpoint | None:
@@ -110,6 +110,8 @@ class Judged:
 
     def make(self, views: Views, request: SampleRequest, seeds: NDArray[np.int64]) -> Made:
         made = self.generator.make(views, request, seeds)
+        if request.defect_type == NORMAL:  # what no other seed would make better
+            return made
         scores, names = made.scores.copy(), list(SCORES)
         for name, values in self.judge(made.pixels, request.defect_type).items():
             scores[:, names.index(name)] = values
