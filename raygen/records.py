@@ -77,8 +77,10 @@ BOX_TYPE = pa.struct([(name, pa.int32()) for name in ("x", "y", "width", "height
 """A connected part of a mask: its bounding box, and how many pixels of it belong to the defect."""
 
 SCORES: dict[str, str] = {
-    "realism": "logit of D's wanted branch: > 0 looks real to the discriminator",
-    "type_prob": "0..1: D's foreground classifier on the wanted defect type",
+    "realism": "logit of D's wanted branch: > 0 looks real to the discriminator; or, by a judge (gate.judge), the "
+    "calibrated log-odds of the wanted defect type against normal",
+    "type_prob": "0..1: D's foreground classifier on the wanted defect type; or, by a judge, its calibrated "
+    "probability among normal and the judge's types, all equally likely beforehand",
     "product_prob": "0..1: D's background classifier on the normal's product; null for one it has not seen",
     "preservation": "grey levels 0..255: mean absolute change outside the mask; 0 = untouched",
     "mask_area": "0..1: share of the window that the mask covers",

@@ -24,12 +24,12 @@ from raygen.evaluate.downstream import DownstreamData, Fit, Photos, Synthetic, a
 from raygen.evaluate.features import Lite0Features, PerceptualLite0, extract, perceptual_vector
 from raygen.evaluate.job import dry_run
 from raygen.evaluate.plan import EvaluationPlan
-from raygen.evaluate.pretrained import Lite0
 from raygen.evaluate.real_photos import RealSet
 from raygen.evaluate.report import Metrics, render, sum_fits
 from raygen.evaluate.samples import choose_samples, read_pixels
 from raygen.evaluate.verdict import verdict
 from raygen.generate.config import GenerateConfig
+from raygen.pretrained import Lite0
 
 PRODUCTS = ("brushed_metal", "grained_leather", "woven_fabric")
 

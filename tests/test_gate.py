@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from raygen.families.family import Made, TakesPhotographs, Views
-from raygen.generate.config import GateConfig
+from raygen.generate.config import GateConfig, GateRules
 from raygen.generate.gate import RULES, failed_rule, merit
 from raygen.generate.sampling import Windows, sample
 from raygen.records import SCORES, SampleRequest
@@ -42,9 +42,9 @@ BAD = {
 
 def test_the_rules_are_those_of_the_recipe() -> None:
     options = {"max_attempts", "on_shortfall"}
-    assert set(RULES) == set(GateConfig.model_fields) - options == set(BAD)
+    assert set(RULES) == set(GateRules.model_fields) - options == set(BAD)
     assert set(RULES.values()) == set(SCORES)
-    assert list(RULES) == [name for name in GateConfig.model_fields if name not in options]
+    assert list(RULES) == [name for name in GateRules.model_fields if name not in options]
 
 
 @pytest.mark.parametrize("rule", RULES)

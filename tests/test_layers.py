@@ -13,7 +13,18 @@ MODULES = sorted(ROOT.glob("raygen/**/*.py")) + sorted(ROOT.glob("jobs/*.py"))
 
 # Imports point to the left (a lower number), or stay in the layer.
 LAYERS = [
-    {"errors", "records", "images", "storage", "checkpoint", "surfaces", "show", "relay"},
+    {
+        "errors",
+        "records",
+        "images",
+        "storage",
+        "checkpoint",
+        "surfaces",
+        "show",
+        "relay",
+        "extras",
+        "pretrained",
+    },
     {"config", "resources", "on_ray"},
     {"data"},
     {"families"},

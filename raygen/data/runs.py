@@ -42,6 +42,7 @@ class Run(BaseModel):
     run_id: str  # a digest of identity, checkpoint and plan: the same in whatever folder
     config: dict[str, Any]  # as resolved when the run began
     checkpoint: str  # its digest
+    judge: str | None = None  # the digest of the one that gate.judge names
     is_judged: bool  # whether samples have scores and go through the gate
     image_size: int  # the model's
     channels: int  # the model's

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raygen.evaluate.config import DownstreamConfig
-from raygen.evaluate.extras import require
-from raygen.evaluate.pretrained import Lite0, load_weights, read_weights
+from raygen.extras import require
+from raygen.pretrained import Lite0, load_weights, read_weights
 
 _DOMAIN_LAYERS = {"resnet50": 2, "efficientnet_b4": 3, "lite0": 3}  # Figures 8 and 9
 

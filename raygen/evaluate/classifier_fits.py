@@ -21,8 +21,8 @@ from raygen.evaluate.downstream import (
     seconds_per_image,
 )
 from raygen.evaluate.plan import EvaluationPlan
-from raygen.evaluate.pretrained import read_weights, sha256
 from raygen.evaluate.samples import Cell, Sample
+from raygen.pretrained import read_weights, sha256
 from raygen.records import NORMAL, digest
 from raygen.show import Counted
 

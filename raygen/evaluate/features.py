@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from raygen import images
 from raygen.errors import UserError
-from raygen.evaluate.extras import require
-from raygen.evaluate.pretrained import Lite0, local_file, parse_weights, read_weights, sha256
+from raygen.extras import require
+from raygen.pretrained import Lite0, Lite0Features, local_file, parse_weights, read_weights, sha256, to_rgb
 from raygen.records import digest
 
 
@@ -28,22 +28,6 @@ class Extractor(Protocol):
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (N, H, W, 1 or 3) -> float32 (N, D)."""
         ...
-
-
-class Lite0Features:
-    """EfficientNet-Lite0, of ImageNet-1k: 1280 features, averaged over places, of images brought to 224 px."""
-
-    name = "Lite0"
-    input_size = 224
-
-    def __init__(self, weights_uri: str | None, device: torch.device) -> None:
-        self.device = device
-        self.network = Lite0(weights_uri).eval().to(device)
-        self.digest = digest(self.name, self.input_size, self.network.digest)
-
-    @torch.inference_mode()
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        return self.network(to_rgb(pixels, self.input_size, self.device)).cpu().numpy()
 
 
 class PerceptualLite0:
@@ -136,15 +120,6 @@ def perceptual_vector(h: Tensor, scale: Tensor | float = 1.0) -> Tensor:
     the mean over places of the squared difference, weighed by scale²."""
     places = h.shape[2] * h.shape[3]
     return (F.normalize(h, dim=1, eps=1e-10) * scale / places**0.5).flatten(1)
-
-
-def to_rgb(pixels: np.ndarray, size: int, device: torch.device) -> Tensor:
-    """uint8 (N, H, W, 1 or 3) -> [-1, 1], (N, 3, size, size), scaled bilinearly, without aliasing where
-    smaller."""
-    x = images.to_model(torch.tensor(pixels, device=device))
-    if x.shape[-1] != size:
-        x = F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
-    return x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
 
 
 EXTRACTORS: dict[str, Callable[[str | None, torch.device], Extractor]] = {

@@ -12,12 +12,12 @@ from raygen.evaluate.config import EvaluateConfig
 from raygen.evaluate.distance_table import DistanceTable
 from raygen.evaluate.distances import Distance
 from raygen.evaluate.downstream import FitResult
-from raygen.evaluate.extras import require
 from raygen.evaluate.plan import EvaluationPlan
 from raygen.evaluate.real_photos import count_cells
 from raygen.evaluate.report import Metrics, RunSummary, render, sum_fits
 from raygen.evaluate.sheets import sample_sheets
 from raygen.evaluate.verdict import verdict
+from raygen.extras import require
 from raygen.show import duration
 
 METRICS, SCHEMA, REPORT = "metrics.json", "metrics.schema.json", "report.html"

@@ -136,7 +136,7 @@ class RealSet:
         return uri.removeprefix(f"{self.uri}/")
 
 
-_ROLE = {"val": "choose", "test": "judge"}
+_ROLE = {"val": "choose", "test": "test"}
 
 
 def count_cells(photos: Sequence[Photo]) -> dict[tuple[str, str], int]:

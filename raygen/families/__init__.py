@@ -5,7 +5,8 @@ from raygen.errors import UserError
 from raygen.families.copy_paste import CopyPaste
 from raygen.families.dfmgan import DFMGAN
 from raygen.families.dtgan import DTGAN
-from raygen.families.family import DefectGenerator, Family
+from raygen.families.family import DefectGenerator, Family, Judge
+from raygen.families.judge import FittedJudge
 from raygen.families.null import Null
 from raygen.families.perlin import Perlin
 from raygen.families.recipes import FamilyConfig, SamplingConfig
@@ -17,6 +18,7 @@ FAMILIES: dict[str, Family] = {
     "stylegan2": StyleGAN2(),
     "dfmgan": DFMGAN(),
     "perlin": Perlin(),
+    "judge": FittedJudge(),
     "null": Null(),
 }
 
@@ -47,3 +49,8 @@ def family_of(checkpoint: Checkpoint) -> Family:
 def load_generator(checkpoint: Checkpoint, config: SamplingConfig) -> DefectGenerator:
     """Builds the generator of a checkpoint, of whatever family, where `Family.generator` says."""
     return family_of(checkpoint).generator(checkpoint, config)
+
+
+def load_judge(checkpoint: Checkpoint, config: SamplingConfig) -> Judge:
+    """Builds the judge that a checkpoint is, where `Family.judge` says."""
+    return family_of(checkpoint).judge(checkpoint, config)

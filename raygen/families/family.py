@@ -2,7 +2,7 @@
 an actor of the main job, a `DefectGenerator`. Loop, folder, recorder, plan, stages, gate are the same for all."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from raygen.checkpoint import REFERENCE_CODES, Checkpoint, Reference
 from raygen.data.defects import Photo
+from raygen.errors import UserError
 from raygen.families.photos import DefectSet
 from raygen.families.recipes import BankConfig, FamilyConfig, SamplingConfig, TrainingConfig
 from raygen.records import SampleRequest
@@ -58,6 +59,16 @@ class Family:
         """
         raise NotImplementedError
 
+    def judge(self, checkpoint: Checkpoint, config: SamplingConfig) -> "Judge":
+        """Builds the judge that a checkpoint is, for samples of other families; needs no torch before it judges.
+
+        Raises:
+            UserError: it is none.
+        """
+        raise UserError(
+            f"{checkpoint.uri} is no judge; name a folder that `raygen train jobs/judge.toml` wrote"
+        )
+
     def refuse(self, checkpoint: Checkpoint, config: SamplingConfig) -> None:
         """Raises UserError if a config asks for what this checkpoint cannot make."""
 
@@ -86,6 +97,10 @@ class Contents:
     channels: int
     tensors: "Mapping[str, Mapping[str, Tensor | NDArray[Any]]]"  # file name -> tensors, or arrays
     references: tuple[Reference, ...] = ()
+    report: Sequence[str] = ()  # lines for the user
+    record: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # JSON, for the checkpoint's record of its training
 
 
 class Settled(Protocol):
@@ -174,7 +189,7 @@ class Collector(Protocol):
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """What a photo's pictures show."""
+        """What a photo's pictures show; nothing if there are none, and no sheet is drawn."""
         ...
 
     def __init__(self, config: Any) -> None: ...
@@ -280,6 +295,23 @@ class DefectGenerator(Protocol):
 
     def make(self, views: Views, request: SampleRequest, seeds: NDArray[np.int64]) -> Made:
         """Makes a request on up to `micro_batch` views; `seeds`, (n,), are the only randomness."""
+        ...
+
+
+class Judge(Protocol):
+    """What scores samples of families that have no discriminator of their own."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What it tells apart: "normal", and its defect types."""
+        ...
+
+    def __call__(self, pixels: NDArray[np.uint8], defect_type: str) -> Mapping[str, NDArray[np.float32]]:
+        """Judges n samples, (n, H, W, 1 or 3), of a wanted defect type, one of its classes.
+
+        Returns:
+            Names of SCORES -> the samples' own, (n,); NaN where it cannot tell.
+        """
         ...
 
 

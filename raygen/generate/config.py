@@ -18,7 +18,7 @@ class ComputeConfig(ActorPoolConfig):
     """Simultaneous requests of one read task."""
 
 
-class GateConfig(Config):
+class GateRules(Config):
     """Rules that a sample must pass to be accepted, on the scores of `raygen.records.SCORES`; tried in this order,
     and the first that fails is the sample's `reject_reason`. A rule on a score that is null passes."""
 
@@ -37,6 +37,14 @@ class GateConfig(Config):
     on_shortfall: Literal["keep-best", "drop", "fail"] = "keep-best"
     """When no attempt is accepted: keep the best one, marked; leave the sample out, and say so in `rejects/`; or
     end the run with exit code 3 (what is written stays, as with keep-best)."""
+
+
+class GateConfig(GateRules):
+    """The rules, and who gives the scores that they are about."""
+
+    judge: Place | None = None
+    """A folder that `train` wrote of `jobs/judge.toml`: its judge gives `realism` and `type_prob`, whatever the
+    checkpoint says of them. Default: those that the checkpoint itself gives."""
 
 
 class GenerateConfig(SamplingConfig):
@@ -81,6 +89,8 @@ class GenerateConfig(SamplingConfig):
     def _keep_options_together(self) -> Self:
         if self.composition == "residual" and not self.masks:
             raise ValueError('composition = "residual" is made of masks: set masks = true')
+        if self.gate.judge and not self.masks:
+            raise ValueError("without masks nothing is gated: set masks = true, or leave gate.judge out")
         if self.native and self.composition != "residual":
             raise ValueError(
                 'native = true wants composition = "residual": a reconstructed window shows its frame'
@@ -101,10 +111,11 @@ class GenerateConfig(SamplingConfig):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What decides the samples and the shards, beside the checkpoint's digest: a run folder is resumed only
-        by a config with the same."""
+        """What decides the samples and the shards, beside the digests of the checkpoint and of the gate's judge: a
+        run folder is resumed only by a config with the same."""
         policy = {"output", "checkpoint", "compute", "max_reject_rate", "strict_products"}
         deciding = self.model_dump(mode="json", exclude=policy)
+        deciding["gate"] = self.gate.model_dump(mode="json", include=set(GateRules.model_fields))
         if deciding["gate"]["on_shortfall"] == "fail":  # it writes what keep-best writes
             deciding["gate"]["on_shortfall"] = "keep-best"
         return deciding

@@ -16,6 +16,7 @@ from raygen.data.runs import CellStats, Manifest, Run, done_shards, read_manifes
 from raygen.families import family_of
 from raygen.generate.config import GenerateConfig
 from raygen.generate.encode import encode_samples
+from raygen.generate.judging import judge_warnings
 from raygen.generate.plan import draft_run, open_run, plan_table, refuse_another, unseen_products
 from raygen.generate.shards import write_manifest
 from raygen.generate.sheet import contact_sheet
@@ -38,7 +39,8 @@ def generate(config: GenerateConfig, say: Callable[[str], None] = print) -> Mani
         PromiseError: more bad normals than allowed; what was written stays.
     """
     started = time.monotonic()
-    refuse_lost_places({"pool": config.pool, "output": config.output, "checkpoint": config.checkpoint})
+    places = {"pool": config.pool, "output": config.output, "checkpoint": config.checkpoint}
+    refuse_lost_places(places | ({"gate.judge": config.gate.judge} if config.gate.judge else {}))
     checkpoint = load_checkpoint(config.checkpoint)
     manifest = read_manifest(config.output)
     if manifest is None:
@@ -98,7 +100,7 @@ def _say_what(config: GenerateConfig, run: Run, checkpoint: Checkpoint, say: Cal
         say(
             f"WARNING: {', '.join(free)}: no region of interest in {config.roi}; defects may lie anywhere on them"
         )
-    for warning in family_of(checkpoint).warnings(checkpoint, config):
+    for warning in family_of(checkpoint).warnings(checkpoint, config) + judge_warnings(config, run):
         say(f"WARNING: {warning}")
     if unseen := unseen_products(run, checkpoint):
         say(

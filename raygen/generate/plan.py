@@ -25,6 +25,7 @@ from raygen.data.runs import RUN, Run, read_run
 from raygen.errors import UserError
 from raygen.families import family_of
 from raygen.generate.config import GenerateConfig
+from raygen.generate.judging import deciding, judge_digest, refuse_other_judges
 from raygen.generate.windows import read_region
 from raygen.records import NORMAL, PLAN_SCHEMA, SampleRequest, digest, plan_requests
 
@@ -72,10 +73,11 @@ def draft_run(config: GenerateConfig, checkpoint: Checkpoint, plan_file: Path) -
         fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
     run = Run(
         run_id=digest(
-            json.dumps(config.identity(), sort_keys=True), checkpoint.digest, fingerprint, num_bytes=8
+            json.dumps(deciding(config), sort_keys=True), checkpoint.digest, fingerprint, num_bytes=8
         ),
         config=config.model_dump(mode="json"),
         checkpoint=checkpoint.digest,
+        judge=judge_digest(config),
         is_judged=config.masks and family_of(checkpoint).has_masks,
         image_size=image_size,
         channels=channels,
@@ -100,8 +102,8 @@ def choose_requests(config: GenerateConfig, checkpoint: Checkpoint) -> tuple[Sam
     """What is made for one normal.
 
     Raises:
-        UserError: a defect type that the checkpoint does not know, or has no references of; or masks of one that
-            has no defect layers.
+        UserError: a defect type that the checkpoint does not know, or has no references of; masks of one that
+            has no defect layers; or a judge that is none, or does not know a type.
     """
     family = family_of(checkpoint)
     family.refuse(checkpoint, config)
@@ -126,6 +128,7 @@ def choose_requests(config: GenerateConfig, checkpoint: Checkpoint) -> tuple[Sam
     requests = plan_requests(wanted, config.modes, counts)
     if not requests:
         raise UserError(f"{checkpoint.uri}: knows no defect types; name a checkpoint that learned some")
+    refuse_other_judges(config, checkpoint, family.has_masks, wanted)
     return (SampleRequest(NORMAL, "latent", 0), *requests) if config.write_normals else requests
 
 
@@ -229,8 +232,12 @@ def _footer(uri: str) -> pq.FileMetaData:
 
 def refuse_another(run: Run, config: GenerateConfig, checkpoint: str) -> None:
     """Raises UserError unless the run in the folder is the one that the config asks for."""
-    wanted = {**config.identity(), "checkpoint": checkpoint}
-    found = {**GenerateConfig.model_validate(run.config).identity(), "checkpoint": run.checkpoint}
+    wanted = {**config.identity(), "checkpoint": checkpoint, "gate.judge": judge_digest(config)}
+    found = {
+        **GenerateConfig.model_validate(run.config).identity(),
+        "checkpoint": run.checkpoint,
+        "gate.judge": run.judge,
+    }
     for key in sorted(wanted):
         if wanted.get(key) != found.get(key):
             raise UserError(

@@ -16,11 +16,12 @@ from raygen.checkpoint import Checkpoint, load_checkpoint
 from raygen.data.pool import drawn_sha256, is_drawn, read_normals, seed_of
 from raygen.data.runs import Run
 from raygen.errors import UserError
-from raygen.families import load_generator
+from raygen.families import load_generator, load_judge
 from raygen.families.family import DefectGenerator
 from raygen.generate import shards
 from raygen.generate.config import GenerateConfig
 from raygen.generate.encode import encode_samples
+from raygen.generate.judging import Judged, read_judge
 from raygen.generate.plan import read_plan, roi_uri
 from raygen.generate.sampling import Windows, sample
 from raygen.generate.windows import cut_region, place_window, read_region, window_size
@@ -181,7 +182,12 @@ class GenerateActor:
 
     @functools.cached_property
     def generator(self) -> DefectGenerator:
-        return load_generator(self.checkpoint, self.config)
+        generator, judge = load_generator(self.checkpoint, self.config), read_judge(self.config)
+        if (judge.digest if judge else None) != self.run.judge:
+            raise UserError(
+                f"gate.judge: {self.config.gate.judge} is not the judge of this run any more; put the old one back"
+            )
+        return Judged(generator, load_judge(judge, self.config)) if judge else generator
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return tells(self.generate)(batch)

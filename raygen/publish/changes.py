@@ -19,6 +19,7 @@ from raygen.checkpoint import Checkpoint
 from raygen.data.pool import index_pool
 from raygen.errors import UserError
 from raygen.generate.config import GenerateConfig
+from raygen.generate.judging import deciding
 from raygen.generate.plan import roi_uri
 from raygen.publish.arrow import pc
 from raygen.records import digest
@@ -113,7 +114,7 @@ def read_ledger(uri: str) -> pa.Table:
 def keys_of(config: GenerateConfig, checkpoint: Checkpoint, products: Sequence[str]) -> dict[str, str]:
     """Product -> what decides the samples of its normals, beside the normals themselves."""
     elsewhere = {"pool", "product", "normals_per_shard", "layout"}  # they decide where a sample stands
-    recipe = {name: value for name, value in config.identity().items() if name not in elsewhere}
+    recipe = {name: value for name, value in deciding(config).items() if name not in elsewhere}
     text = json.dumps(recipe, sort_keys=True)
     regions = {product: _region(config, product) for product in products}
     if config.roi is not None and not any(regions.values()):

@@ -109,13 +109,20 @@ def write_bank(
     collector = collector_of(config)(config)
     contents = collector.contents(*map(list, zip(*kept, strict=True)))
     uri = folder.checkpoint_uri(0)
-    storage.put(storage.join(uri, SHEET), _sheet(collector.captions, kept, contents.image_size))
+    if collector.captions:
+        storage.put(storage.join(uri, SHEET), _sheet(collector.captions, kept, contents.image_size))
     learning = DefectSet(photos, run.products, run.defect_types)
     facts = {photo.uri: dict(one.facts) for photo, one in kept if one.facts}
     record = {"seconds": round(seconds), "refused": dict(refused), **({"taken": facts} if facts else {})}
+    record |= contents.record
     folder.save(contents, config, run, learning, 0, **record)
     folder.note_best(0, 0.0)
-    say(f"{len(kept):,} of {len(photos):,} photos are in {uri}; look at its {SHEET}")
+    for line in contents.report:
+        say(line)
+    say(
+        f"{len(kept):,} of {len(photos):,} photos are in {uri}"
+        + (f"; look at its {SHEET}" if collector.captions else "")
+    )
 
 
 def _sheet(captions: Sequence[str], kept: Sequence[tuple[Photo, Taken]], size: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Pretrained networks: their weights by path, loaded without unpickling; and EfficientNet-Lite0."""
+"""Pretrained networks: their weights by path, loaded without unpickling; EfficientNet-Lite0 and its features."""
 
 import hashlib
 import io
@@ -8,13 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raygen import storage
+from raygen import images, storage
 from raygen.errors import UserError
-from raygen.evaluate.extras import require
+from raygen.extras import require
+from raygen.records import digest
 
 
 def read_weights(uri: str) -> bytes:
@@ -124,3 +127,28 @@ class Lite0(nn.Module):
         for block in self.blocks:
             h = block(h)
         return self.head(h).mean((2, 3))
+
+
+class Lite0Features:
+    """EfficientNet-Lite0, of ImageNet-1k: 1280 features, averaged over places, of images brought to 224 px."""
+
+    name = "Lite0"
+    input_size = 224
+
+    def __init__(self, weights_uri: str | None, device: torch.device) -> None:
+        self.device = device
+        self.network = Lite0(weights_uri).eval().to(device)
+        self.digest = digest(self.name, self.input_size, self.network.digest)
+
+    @torch.inference_mode()
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        return self.network(to_rgb(pixels, self.input_size, self.device)).cpu().numpy()
+
+
+def to_rgb(pixels: np.ndarray, size: int, device: torch.device) -> Tensor:
+    """uint8 (N, H, W, 1 or 3) -> [-1, 1], (N, 3, size, size), scaled bilinearly, without aliasing where
+    smaller."""
+    x = images.to_model(torch.tensor(pixels, device=device))
+    if x.shape[-1] != size:
+        x = F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
+    return x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
