@@ -75,7 +75,7 @@ def test_a_key_of_augmentation_leaves_the_others_at_the_family_s_defaults() -> N
 
 
 def test_a_family_that_there_is_none_of_is_one_line() -> None:
-    with pytest.raises(UserError, match="family = 'vae': choose from dtgan, stylegan2, dfmgan"):
+    with pytest.raises(UserError, match="family = 'vae': choose from copy-paste, dtgan, stylegan2, dfmgan"):
         load_train_config(None, ["family=vae", "defects=d", "output=o"])
 
 

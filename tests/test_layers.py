@@ -175,7 +175,17 @@ def test_the_tree_in_the_readme_is_the_tree() -> None:
 
 
 def test_the_top_level_holds_what_was_agreed() -> None:
-    allowed = {"raygen", "jobs", "cluster", "tests", "pyproject.toml", "README.md", "Makefile", "LICENSE"}
+    allowed = {
+        "raygen",
+        "jobs",
+        "cluster",
+        "tests",
+        "pyproject.toml",
+        "README.md",
+        "Makefile",
+        "LICENSE",
+        "findings",
+    }
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     top = {name.split("/")[0] for name in listed.splitlines()}
     assert {name for name in top if not name.startswith(".")} <= allowed

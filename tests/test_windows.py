@@ -105,3 +105,22 @@ def test_at_the_model_s_scale_the_layer_is_added_pixel_by_pixel() -> None:
     opaque = np.concatenate([layer, (layer > 0) * np.float32(0.5)])  # (1 - 0.5) · (100 - 127.5) + 127.5 + 51
     image, _ = put_defect(photo, Window(5, 6, 8), opaque, mask)
     assert image[7, 9, 0] == round((100 - 127.5) * 0.5 + 127.5 + 51)
+
+
+def test_sixteen_bits_stay_so() -> None:
+    """A 16-bit photograph keeps every level outside the mask, and gets the defect on its own scale inside."""
+    random = np.random.default_rng(3)
+    photo = random.integers(20_000, 30_000, (60, 80, 1)).astype(np.uint16)
+    data = images.encode_png(photo)
+    assert np.array_equal(images.decode_photo(data, 10**4, deep=True), photo)
+    assert images.decode_photo(data, 10**4).dtype == np.uint8
+    mask = np.zeros((16, 16), np.uint8)
+    mask[4:12, 4:12] = 255
+    layer = np.full((1, 16, 16), 10 / 127.5, np.float32)  # ten of 255 grey levels
+    image, full_mask = put_defect(photo, Window(8, 20, 16), layer, mask)
+    assert image.dtype == np.uint16
+    change = image.astype(int) - photo
+    assert (change[full_mask == 0] == 0).all()
+    assert np.abs(change[full_mask == 255] - 10 * 257).max() <= 1
+    rgb, _ = put_defect(photo, Window(8, 20, 16), np.repeat(layer, 3, axis=0), mask)
+    assert (rgb.dtype, rgb.shape) == (np.uint8, (60, 80, 3))

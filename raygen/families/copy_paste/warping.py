@@ -11,7 +11,7 @@ from raygen.families.copy_paste.config import LatentConfig, Turns, VaryConfig
 from raygen.families.copy_paste.cutouts import Cutout
 from raygen.families.masks import Floats, Mask
 
-_KNOTS = 4  # of a bend
+_KNOTS, _POINTS = 4, 256  # of a bend, and of the curve through them
 _BEYOND = 0.25  # how far, of its side, a cut-out that its photo cuts off is guessed to go on
 
 Matrix = tuple[tuple[float, float], tuple[float, float]]
@@ -162,8 +162,8 @@ def _draw_bends(share: float, random: np.random.Generator) -> Floats | None:
 
 def _curve(knots: Floats, along: Floats, length: int) -> Floats:
     """A smooth curve through knots that are spread over a length, at each of some places along it."""
-    fine = cv2.resize(knots[None], (16 * _KNOTS, 1), interpolation=cv2.INTER_CUBIC)[0]
-    return np.interp(along, np.linspace(0, length, len(fine)), fine).astype(np.float32)
+    fine = cv2.resize(knots[None], (_POINTS, 1), interpolation=cv2.INTER_CUBIC)[0]
+    return fine[(along * np.float32(_POINTS / length)).astype(np.int32).clip(0, _POINTS - 1)]
 
 
 def _rotation(degrees: float) -> Matrix:
