@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,27 @@ def test_turns_are_those_allowed(turns: Any) -> None:
     assert len(seen) == {"none": 1, "flips": 4, "quarters": 8, "any": 60}[turns]
     if turns != "any":
         assert all(abs(value) in (0, 1) for matrix in seen for row in matrix for value in row)
+
+
+@pytest.mark.parametrize("turns", ["none", "flips", "quarters"])
+def test_pixels_that_stay_pixels_are_laid_as_all_others(turns: Any) -> None:
+    """A hair of scale makes the general way of what is else a turn: the same, but for interpolation."""
+    photo, _ = photo_with_disc(0)
+    mask = np.zeros((SIDE, SIDE), bool)
+    mask[0:30, 12:16] = True  # which its photo cuts off
+    photo[mask] += 60
+    cutout, _ = cut(photo, mask, CutConfig(), fade_at_border=False)
+    piece = prepare(cutout)
+    for seed in range(12):
+        pose = draw_pose(cutout, SIDE, VaryConfig(jitter=0.3), turns, False, stream(seed))
+        hair = replace(pose, matrix=tuple(tuple(1.00001 * value for value in row) for row in pose.matrix))  # type: ignore
+        fields = []
+        for one in (pose, hair):
+            laid, field = warp(piece, one, SIDE), np.zeros((SIDE, SIDE), np.float32)
+            field[laid.box] = (laid.residual * laid.matte[..., None])[..., 0]
+            fields.append(field)
+        assert np.abs(fields[0] - fields[1]).max() < 2
+        assert fields[0].any()
 
 
 def test_places_are_the_real_ones_or_anywhere() -> None:

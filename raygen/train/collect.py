@@ -22,7 +22,7 @@ from raygen.train.config import collector_of
 from raygen.train.folder import SHEET, TrainingFolder, TrainingRun
 
 PHOTOS_PER_TASK = 16
-_MAX_LINES, _MAX_ACROSS = 20, 9
+_MAX_LINES, _MAX_ACROSS, _PICTURE = 20, 9, 256
 
 
 def batches_of(photos: Sequence[Photo]) -> list[dict[str, object]]:
@@ -46,10 +46,14 @@ def take(batch: pa.Table, config: BankConfig) -> pa.Table:
             "number": [row["number"]],
             "arrays": [[_pack(one.arrays) for one in taken]],
             "facts": [[json.dumps(dict(one.facts)) for one in taken]],
-            "pictures": [[[images.encode_png(picture) for picture in one.pictures] for one in taken]],
+            "pictures": [[[_picture(pixels) for pixels in one.pictures] for one in taken]],
             "refused": [[one.refused for one in taken]],
         }
     )
+
+
+def _picture(pixels: NDArray[np.uint8]) -> bytes:
+    return images.encode_png(images.fit(pixels, min(len(pixels), _PICTURE)))
 
 
 def _pack(arrays: dict[str, NDArray[Any]]) -> bytes:
@@ -101,7 +105,9 @@ def write_bank(
         say(f"… and {len(refused) - _MAX_LINES} more; all stand in the checkpoint's {CONFIG}")
     missing = {photo.defect_type for photo in photos} - {photo.defect_type for photo, _ in kept}
     if missing:
-        uri, reason = refused[0]
+        uri, reason = next(
+            (p.uri, one.refused) for p, one in zip(photos, taken, strict=True) if p.defect_type in missing
+        )
         raise UserError(
             f"defects = {config.defects}: nothing to take of {', '.join(sorted(missing))}: all of its photos were "
             f"refused ({uri}: {reason})"
@@ -110,7 +116,9 @@ def write_bank(
     contents = collector.contents(*map(list, zip(*kept, strict=True)))
     uri = folder.checkpoint_uri(0)
     if collector.captions:
-        storage.put(storage.join(uri, SHEET), _sheet(collector.captions, kept, contents.image_size))
+        storage.put(
+            storage.join(uri, SHEET), _sheet(collector.captions, kept, min(contents.image_size, _PICTURE))
+        )
     learning = DefectSet(photos, run.products, run.defect_types)
     facts = {photo.uri: dict(one.facts) for photo, one in kept if one.facts}
     record = {"seconds": round(seconds), "refused": dict(refused), **({"taken": facts} if facts else {})}

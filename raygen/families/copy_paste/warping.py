@@ -103,8 +103,9 @@ def draw_pose(
             corner = drawn * room
         else:
             corner = (at + 0.5 + vary.jitter * (2 * drawn - 1)) * side - length / 2
-            # One that its photo cuts off may slide over the edge, and one that it shows whole stays whole.
-            corner = corner if any(cutout.touches) else min(max(corner, 0.0), room)
+            # One that its photo cuts off may slide over the edge by half, and one that it shows whole stays whole.
+            over = length / 2 if any(cutout.touches) else 0.0
+            corner = min(max(corner, -over), room + over)
         # By whole pixels, so that a cut-out that is only moved keeps its pixels.
         centre.append(round(corner) + length / 2)
     return Pose(matrix, (centre[0], centre[1]), _draw_bends(vary.bend, random))
@@ -116,44 +117,50 @@ def warp(piece: Piece, pose: Pose, side: int) -> Warped:
     longer = max(height, width)
     # Where what is to be laid comes to lie: its middle, and how far it reaches.
     y, x = tall / 2 - piece.start[0] - height / 2, wide / 2 - piece.start[1] - width / 2
+    moved = _apply(pose.matrix, y, x)
+    middle = pose.centre[0] + moved[0], pose.centre[1] + moved[1]
     down, across = (0.0, 0.0) if pose.bends is None else (np.abs(pose.bends).max(axis=1) * longer).tolist()
-    (top, bottom), (left, right) = (
-        (max(0, math.floor(at + by - reach)), min(side, math.ceil(at + by + reach)))
-        for at, by, reach in zip(
-            pose.centre,
-            _apply(pose.matrix, y, x),
-            _reach(pose.matrix, tall / 2 + down, wide / 2 + across),
-            strict=True,
+    reach = _reach(pose.matrix, tall / 2 + down, wide / 2 + across)
+    first = math.floor(middle[0] - reach[0]), math.floor(middle[1] - reach[1])
+    last = math.ceil(middle[0] + reach[0]), math.ceil(middle[1] + reach[1])
+    top, left = (max(0, min(side, edge)) for edge in first)
+    bottom, right = (max(0, min(side, edge)) for edge in last)
+    box = slice(top, bottom), slice(left, right)
+    if top == bottom or left == right:  # beyond the edge
+        difference, look = (field[:0, :0] for field in (piece.difference, piece.look))
+        box = slice(top, top), slice(left, left)
+    elif pose.bends is None and _is_turn(pose.matrix):
+        seen = slice(top - first[0], bottom - first[0]), slice(left - first[1], right - first[1])
+        difference, look = (_turned(field, pose.matrix)[seen] for field in (piece.difference, piece.look))
+    else:
+        (a, b), (c, d) = _inverse(pose.matrix)
+        ys = np.arange(top, bottom, dtype=np.float32)[:, None] + np.float32(0.5 - pose.centre[0])
+        xs = np.arange(left, right, dtype=np.float32) + np.float32(0.5 - pose.centre[1])
+        rows = np.asarray(a * ys + b * xs + (height - 1) / 2, np.float32)
+        columns = np.asarray(c * ys + d * xs + (width - 1) / 2, np.float32)
+        if pose.bends is not None:
+            along_columns, along_rows = pose.bends * np.float32(longer)
+            shifts = _curve(along_columns, columns, width), _curve(along_rows, rows, height)
+            rows, columns = rows + shifts[0], columns + shifts[1]
+        maps = columns + np.float32(piece.start[1]), rows + np.float32(piece.start[0])
+        difference, look = (
+            cv2.remap(field, *maps, cv2.INTER_LINEAR) for field in (piece.difference, piece.look)
         )
-    )
-    box = slice(top, max(top, bottom)), slice(left, max(left, right))
-    channels = piece.look.shape[2] - 1
-    if top >= bottom or left >= right:
-        nothing = np.zeros((box[0].stop - top, box[1].stop - left, channels), np.float32)
-        return Warped(box, nothing, nothing, nothing[..., 0], nothing[..., 0] > 0)
-    (a, b), (c, d) = _inverse(pose.matrix)
-    ys = np.arange(top, bottom, dtype=np.float32)[:, None] + np.float32(0.5 - pose.centre[0])
-    xs = np.arange(left, right, dtype=np.float32) + np.float32(0.5 - pose.centre[1])
-    rows = np.asarray(a * ys + b * xs + (height - 1) / 2, np.float32)
-    columns = np.asarray(c * ys + d * xs + (width - 1) / 2, np.float32)
-    if pose.bends is not None:
-        along_columns, along_rows = pose.bends * np.float32(longer)
-        rows, columns = (
-            rows + _curve(along_columns, columns, width),
-            columns + _curve(along_rows, rows, height),
-        )
-    maps = (columns + piece.start[1]).astype(np.float32), (rows + piece.start[0]).astype(np.float32)
-    difference, look = (
-        np.asarray(cv2.remap(field, *maps, cv2.INTER_LINEAR), np.float32)
-        for field in (piece.difference, piece.look)
-    )
-    return Warped(
-        box,
-        difference[..., :channels],
-        look[..., :channels],
-        difference[..., channels],
-        look[..., channels] > 0.5,
-    )
+    difference, look = np.asarray(difference, np.float32), np.asarray(look, np.float32)
+    return Warped(box, difference[..., :-1], look[..., :-1], difference[..., -1], look[..., -1] > 0.5)
+
+
+def _is_turn(matrix: Matrix) -> bool:
+    """Whether it maps pixels to pixels: right angles and mirrorings."""
+    (a, b), (c, d) = matrix
+    return (abs(a), abs(b), abs(c), abs(d)) in ((1, 0, 0, 1), (0, 1, 1, 0))
+
+
+def _turned(field: Floats, matrix: Matrix) -> Floats:
+    (a, b), (c, d) = matrix
+    if a == 0:
+        field, a, d = field.transpose(1, 0, 2), b, c
+    return field[:: int(a), :: int(d)]
 
 
 def _draw_bends(share: float, random: np.random.Generator) -> Floats | None:
