@@ -162,7 +162,7 @@ class Bench:
         return wrong
 
     def copies(
-        self, settings: dict[str, Any], real: int | None, modes: Sequence[Mode], per_cell: int
+        self, settings: dict[str, Any], real: int | None, modes: Sequence[Mode], per_mode: int
     ) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
         """Features and cells of copies for each fold, from its training photos alone."""
         data, made = self.data, []
@@ -204,7 +204,7 @@ class Bench:
             for cell, product, defect_type in data.cells():
                 normals = np.flatnonzero(learned & (data.cell == cell - cell % len(data.types)))
                 for mode in modes:
-                    chosen = random.choice(normals, per_cell // len(modes))
+                    chosen = random.choice(normals, per_mode)
                     views = Views(data.pixels[chosen], [product] * len(chosen), None, None)
                     seeds = random.integers(2**62, size=len(chosen))
                     pixels.append(generator.make(views, SampleRequest(defect_type, mode, 0), seeds).pixels)
@@ -213,14 +213,14 @@ class Bench:
         return made
 
     def compare(
-        self, name: str, settings: dict[str, Any], real: int | None, modes: Sequence[Mode], per_cell: int
+        self, name: str, settings: dict[str, Any], real: int | None, modes: Sequence[Mode], per_mode: int
     ) -> None:
         """Prints a row: errors without and with copies, and how far the copies are from real defects."""
         started = time.monotonic()
         data = self.data
         if real not in self.baselines:
             self.baselines[real] = self.errors(real, None)
-        copies = self.copies(settings, real, modes, per_cell)
+        copies = self.copies(settings, real, modes, per_mode)
         changes = []
         for before, after in zip(self.baselines[real], self.errors(real, copies), strict=True):
             change, low, high = interval(data, before, after)
@@ -327,7 +327,7 @@ def main() -> None:
     )
     parser.add_argument("defects")
     parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--per-cell", type=int, default=160, help="copies of each cell and fold")
+    parser.add_argument("--per-mode", type=int, default=120, help="copies of each cell, mode and fold")
     parser.add_argument("--augmentations", type=int, default=6, help="of each defect, traditional ones")
     parser.add_argument(
         "--real", type=int, nargs="*", default=[], help="and with so many real defects a cell"
@@ -344,12 +344,12 @@ def main() -> None:
     print(header)
     if args.ablate:
         for name, settings in ABLATIONS.items():
-            bench.compare(name, settings, None, ["reference"], args.per_cell)
+            bench.compare(name, settings, None, ["reference"], args.per_mode)
     else:
         for real in [None, *args.real]:
-            bench.compare(f"both modes, {real or 'all'} real", {}, real, MODES, args.per_cell)
+            bench.compare(f"both modes, {real or 'all'} real", {}, real, MODES, args.per_mode)
         for mode in MODES:
-            bench.compare(f"{mode} alone", {}, None, [mode], args.per_cell)
+            bench.compare(f"{mode} alone", {}, None, [mode], args.per_mode)
     print(f"{(time.monotonic() - started) / 60:.1f} min")
 
 
