@@ -148,6 +148,16 @@ def test_a_darker_defect_has_a_negative_strength() -> None:
     assert cut(photo, mask, CutConfig(), fade_at_border=False)[0].strength == pytest.approx(-60, abs=5)
 
 
+def test_a_defect_that_is_bright_and_dark_is_strong_all_the_same() -> None:
+    """Else a latent sample that takes another's strength would blow it up."""
+    photo, mask = photo_with_disc(0)
+    bright = mask & (np.arange(SIDE) < 34)
+    photo[bright] += 50
+    photo[mask & ~bright] -= 50
+    cutout, _ = cut(photo, mask, CutConfig(inpainting="membrane"), fade_at_border=False)
+    assert abs(cutout.strength) == pytest.approx(50, abs=6)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

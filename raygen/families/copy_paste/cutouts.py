@@ -26,7 +26,9 @@ class Cutout(NamedTuple):
     touches: tuple[
         bool, bool, bool, bool
     ]  # whether the hole goes on beyond the photo's top, bottom, left, right
-    strength: float  # mean difference to the background in the mask, in grey levels, signed: < 0 is darker
+    strength: (
+        float  # mean difference to the background in the mask, in grey levels; < 0 if darker on the whole
+    )
     around: float  # mean grey level of the background in the mask
     look: tuple[float, float]  # of the photo without the defect: mean and standard deviation, in grey levels
 
@@ -95,7 +97,7 @@ def cut(
         mask=mask.astype(np.uint8)[box],
         place=((top + bottom) / (2 * height), (left + right) / (2 * width)),
         touches=(False, False, False, False) if fade_at_border else _touches(hole > 0),
-        strength=float(residual.mean(axis=2)[mask].mean()),
+        strength=float(np.copysign(change, residual[mask].mean())),
         around=float(background[mask].mean()),
         look=look(photo[hole == 0]),
     )
