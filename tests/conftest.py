@@ -156,6 +156,14 @@ class Head:
             stderr=subprocess.STDOUT,
         )
 
+    def run(self, name: str, recipe: str, **settings: str) -> str:
+        """Submits a job of a recipe, its keys set, to its end, which is good; returns what it printed."""
+        flags = [flag for key, value in settings.items() for flag in ("--set", f"{key}={value}")]
+        submitted = self.submit(f"jobs/{name}.py", f"jobs/{recipe}.toml", *flags)
+        output, _ = submitted.communicate(timeout=600)
+        assert submitted.returncode == 0, output
+        return output
+
     def pids(self, matches: Callable[[list[str]], bool]) -> list[int]:
         """This head's processes whose command line, split into words as it was given, is the wanted one."""
         found = []

@@ -281,3 +281,14 @@ class InProcess:
 
     def map(self, function: Callable[[A], R], items: Iterable[A]) -> list[R]:
         return [function(item) for item in items]
+
+
+def write_manifest_of_normals(set_uri: str, uri: str) -> int:
+    """Writes a pool: a CSV manifest of a `write_split_set`'s training normals; returns how many there are."""
+    rows = ["uri,product"]
+    for entry in storage.list_files(set_uri):
+        *_, product, kind, name = entry.uri.split("/")
+        if kind == "normal" and name.startswith("train"):
+            rows.append(f"{entry.uri},{product}")
+    storage.put(uri, "\n".join(rows).encode())
+    return len(rows) - 1

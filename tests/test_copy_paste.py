@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import Head
-from factories import write_bank, write_run, write_split_set
+from factories import write_bank, write_manifest_of_normals, write_run, write_split_set
 
 from raygen import images, storage
 from raygen.checkpoint import Checkpoint, export_checkpoint, load_checkpoint
@@ -585,36 +585,24 @@ def test_a_defect_larger_than_a_window_is_refused(folder: Path) -> None:
 def test_from_defects_to_a_published_table(ray_head: Head, s3_uri: str) -> None:
     """Cut out, generate through a kill, verify, reproduce, refresh: each by `ray job submit`, S3 to S3."""
     write_split_set(f"{s3_uri}/set", {"train": (8, 6), "test": (4, 3)})
-    rows = ["uri,product"]
-    for entry in storage.list_files(f"{s3_uri}/set"):
-        *_, product, kind, name = entry.uri.split("/")
-        if kind == "normal" and name.startswith("train"):
-            rows.append(f"{entry.uri},{product}")
-    storage.put(f"{s3_uri}/pool.csv", "\n".join(rows).encode())
-
-    def job(name: str, recipe: str, **settings: str) -> str:
-        flags = [flag for key, value in settings.items() for flag in ("--set", f"{key}={value}")]
-        submitted = ray_head.submit(f"jobs/{name}.py", f"jobs/{recipe}.toml", *flags)
-        output, _ = submitted.communicate(timeout=600)
-        assert submitted.returncode == 0, output
-        return output
+    num_normals = write_manifest_of_normals(f"{s3_uri}/set", f"{s3_uri}/pool.csv")
 
     cut_out = {"defects": f"{s3_uri}/set", "output": f"{s3_uri}/bank", "image_size": "64", "channels": "1"}
-    assert "36 of 36 photos" in job("train", "copy-paste", **cut_out)
-    assert "nothing to do" in job("train", "copy-paste", **cut_out)
+    assert "36 of 36 photos" in ray_head.run("train", "copy-paste", **cut_out)
+    assert "nothing to do" in ray_head.run("train", "copy-paste", **cut_out)
     places = {"pool": f"{s3_uri}/pool.csv", "checkpoint": f"{s3_uri}/bank"}
-    job("generate", "generate", **places, output=f"{s3_uri}/run", normals_per_shard="5")
+    ray_head.run("generate", "generate", **places, output=f"{s3_uri}/run", normals_per_shard="5")
     manifest = verify_run(f"{s3_uri}/run")
-    assert manifest.num_samples == 4 * (len(rows) - 1)
+    assert manifest.num_samples == 4 * num_normals
     # What a kill may leave: some shards and no manifest. The same command makes the rest, and the same bytes.
     before = {stats.shard: stats.sha256 for stats in manifest.shards}
     for name in ("manifest.json", "shards/00001.parquet", "shards/00001.json"):
         storage.delete(f"{s3_uri}/run/{name}")
-    job("generate", "generate", **places, output=f"{s3_uri}/run", normals_per_shard="5")
+    ray_head.run("generate", "generate", **places, output=f"{s3_uri}/run", normals_per_shard="5")
     assert {stats.shard: stats.sha256 for stats in verify_run(f"{s3_uri}/run").shards} == before
     assert read_run(f"{s3_uri}/run") is not None
     reproduce(f"{s3_uri}/run", read_shard(f"{s3_uri}/run", manifest.shards[0])["sample_id"][0].as_py())
 
     refreshed = {**places, "table": f"{s3_uri}/table", "generate.normals_per_shard": "5"}
-    assert "version" in job("refresh", "refresh", **refreshed)
-    assert "nothing to do" in job("refresh", "refresh", **refreshed)
+    assert "version" in ray_head.run("refresh", "refresh", **refreshed)
+    assert "nothing to do" in ray_head.run("refresh", "refresh", **refreshed)

@@ -12,6 +12,7 @@ from factories import (
     write_bank,
     write_checkpoint,
     write_dfmgan_checkpoint,
+    write_manifest_of_normals,
     write_run,
     write_split_set,
 )
@@ -455,28 +456,16 @@ def test_another_judge_makes_the_table_anew(folder: Path, another: Checkpoint, t
 def test_from_photos_to_a_gated_run(ray_head: Head, s3_uri: str) -> None:
     """Fitted and asked on a real Ray, S3 to S3; each by `ray job submit`."""
     write_split_set(f"{s3_uri}/set", {"train": (8, 6), "val": (4, 4)})
-    rows = ["uri,product"]
-    for entry in storage.list_files(f"{s3_uri}/set"):
-        *_, product, kind, name = entry.uri.split("/")
-        if kind == "normal" and name.startswith("train"):
-            rows.append(f"{entry.uri},{product}")
-    storage.put(f"{s3_uri}/pool.csv", "\n".join(rows).encode())
-
-    def job(name: str, recipe: str, **settings: str) -> str:
-        flags = [flag for key, value in settings.items() for flag in ("--set", f"{key}={value}")]
-        submitted = ray_head.submit(f"jobs/{name}.py", f"jobs/{recipe}.toml", *flags)
-        output, _ = submitted.communicate(timeout=600)
-        assert submitted.returncode == 0, output
-        return output
+    write_manifest_of_normals(f"{s3_uri}/set", f"{s3_uri}/pool.csv")
 
     small = {"defects": f"{s3_uri}/set", "image_size": "64", "channels": "1"}
     types = '{scratches = "anomaly", spots = "anomaly"}'
-    told = job("train", "judge", **small, types=types, output=f"{s3_uri}/judge")
+    told = ray_head.run("train", "judge", **small, types=types, output=f"{s3_uri}/judge")
     assert "calibrated on 36 photos" in told
-    job("train", "perlin", **small, output=f"{s3_uri}/bank")
+    ray_head.run("train", "perlin", **small, output=f"{s3_uri}/bank")
     places = {"pool": f"{s3_uri}/pool.csv", "checkpoint": f"{s3_uri}/bank", "output": f"{s3_uri}/run"}
     gate = {"gate.judge": f"{s3_uri}/judge", "gate.min_type_prob": "0.9"}
-    job("generate", "generate", **places, **gate, composition="residual", normals_per_shard="5")
+    ray_head.run("generate", "generate", **places, **gate, composition="residual", normals_per_shard="5")
     manifest = verify_run(f"{s3_uri}/run")
     found = [row for stats in manifest.shards for row in read_shard(f"{s3_uri}/run", stats).to_pylist()]
     assert all(row["type_prob"] is not None and row["accepted"] == (row["type_prob"] >= 0.9) for row in found)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Head
-from factories import write_bank, write_run, write_split_set
+from factories import write_bank, write_manifest_of_normals, write_run, write_split_set
 
 from raygen import images, storage
 from raygen.checkpoint import REFERENCE_CODES, export_checkpoint, load_checkpoint
@@ -232,26 +232,14 @@ def test_a_family_takes_few_lines() -> None:
 def test_from_normals_to_a_published_table(ray_head: Head, s3_uri: str) -> None:
     """Train, generate, verify, reproduce, evaluate, refresh: each by `ray job submit`, S3 to S3."""
     write_split_set(f"{s3_uri}/set", {"train": (8, 6), "val": (2, 2), "test": (4, 3)})
-    rows = ["uri,product"]
-    for entry in storage.list_files(f"{s3_uri}/set"):
-        *_, product, kind, name = entry.uri.split("/")
-        if kind == "normal" and name.startswith("train"):
-            rows.append(f"{entry.uri},{product}")
-    storage.put(f"{s3_uri}/pool.csv", "\n".join(rows).encode())
-
-    def job(name: str, recipe: str, **settings: str) -> str:
-        flags = [flag for key, value in settings.items() for flag in ("--set", f"{key}={value}")]
-        submitted = ray_head.submit(f"jobs/{name}.py", f"jobs/{recipe}.toml", *flags)
-        output, _ = submitted.communicate(timeout=600)
-        assert submitted.returncode == 0, output
-        return output
+    num_normals = write_manifest_of_normals(f"{s3_uri}/set", f"{s3_uri}/pool.csv")
 
     small = {"image_size": "64", "channels": "1"}
-    job("train", "perlin", defects=f"{s3_uri}/set", output=f"{s3_uri}/bank", **small)
+    ray_head.run("train", "perlin", defects=f"{s3_uri}/set", output=f"{s3_uri}/bank", **small)
     places = {"pool": f"{s3_uri}/pool.csv", "checkpoint": f"{s3_uri}/bank"}
-    job("generate", "generate", **places, output=f"{s3_uri}/run", normals_per_shard="5")
+    ray_head.run("generate", "generate", **places, output=f"{s3_uri}/run", normals_per_shard="5")
     manifest = verify_run(f"{s3_uri}/run")
-    assert manifest.num_samples == 2 * (len(rows) - 1) == sum(cell.accepted for cell in manifest.cells)
+    assert manifest.num_samples == 2 * num_normals == sum(cell.accepted for cell in manifest.cells)
     run = read_run(f"{s3_uri}/run")
     assert run is not None
     assert run.is_judged
@@ -266,9 +254,9 @@ def test_from_normals_to_a_published_table(ray_head: Head, s3_uri: str) -> None:
     quick |= {"downstream.input_size": "32", "downstream.frozen_blocks": "15"}
     every = 'types={scratches="anomaly", spots="anomaly"}'.removeprefix("types=")
     evaluated = {"defects": f"{s3_uri}/set", "output": f"{s3_uri}/report", "runs.perlin": f"{s3_uri}/run"}
-    job("evaluate", "evaluate-quick", **evaluated, **quick, types=every)
+    ray_head.run("evaluate", "evaluate-quick", **evaluated, **quick, types=every)
     assert b"perlin" in storage.read(f"{s3_uri}/report/metrics.json")
 
     refreshed = {**places, "table": f"{s3_uri}/table", "generate.normals_per_shard": "5"}
-    assert "version" in job("refresh", "refresh", **refreshed)
-    assert "nothing to do" in job("refresh", "refresh", **refreshed)
+    assert "version" in ray_head.run("refresh", "refresh", **refreshed)
+    assert "nothing to do" in ray_head.run("refresh", "refresh", **refreshed)
