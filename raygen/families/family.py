@@ -35,6 +35,8 @@ class Family:
     """Whether it puts defects on photographs."""
     has_masks = True
     """Whether it knows where its defects are, so that samples have masks and scores, and go through the gate."""
+    uses_gpus = True
+    """Whether its actors compute on a GPU where there is one."""
     needs_references = True
     """Whether a reference-guided sample takes a row of the checkpoint's reference bank."""
 

@@ -18,8 +18,9 @@ from raygen import storage
 from raygen.checkpoint import Checkpoint
 from raygen.data.runs import Run, ShardStats, done_shards, read_stats, sum_cells
 from raygen.errors import PromiseError, RejectsError, UserError
+from raygen.families import family_of
 from raygen.generate import stages
-from raygen.generate.config import GenerateConfig
+from raygen.generate.config import ComputeConfig, GenerateConfig
 from raygen.generate.progress import Progress
 from raygen.generate.stages import GenerateActor, read_shard
 from raygen.on_ray import Stage, chain_stages, living_nodes, prepare_data
@@ -50,7 +51,7 @@ def run_shards(
     dropped_before = sum(shard.num_dropped for shard in stats)
     progress = Progress(run.num_samples, done_before, rejects.total() * len(run.requests) + dropped_before)
     nodes = living_nodes()
-    resources = plan_resources(config.compute, nodes, len(pending))
+    resources = plan_resources(_compute(config, checkpoint), nodes, len(pending))
     say(f"{len(pending):,} of {run.num_shards:,} shards to do: {resources.describe(len(nodes))}")
     try:
         for finished in _stream(config, run, checkpoint, pending, resources):
@@ -68,6 +69,17 @@ def run_shards(
     finally:
         progress.close()
     return sorted(stats, key=lambda shard: shard.shard)
+
+
+def _compute(config: GenerateConfig, checkpoint: Checkpoint) -> ComputeConfig:
+    """What the recipe wishes; and no GPUs, where it does not say, for a family that would leave them idle."""
+    if (
+        config.compute.gpus_per_actor is None
+        and not family_of(checkpoint).uses_gpus
+        and not config.gate.judge
+    ):
+        return config.compute.model_copy(update={"gpus_per_actor": 0.0})
+    return config.compute
 
 
 def _stream(

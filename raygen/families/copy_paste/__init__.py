@@ -11,6 +11,7 @@ class CopyPaste(Family):
     """See raygen.families.family.Family."""
 
     recipe = CopyPasteConfig
+    uses_gpus = False
 
     def collector(self) -> type[Collector]:
         from raygen.families.copy_paste.collector import CopyPasteCollector

@@ -16,6 +16,7 @@ class PerlinConfig(BankConfig):
 
 class Perlin(Family):
     recipe = PerlinConfig
+    uses_gpus = False
 
     def collector(self) -> type[Collector]:
         from raygen.families.perlin.anomalies import PerlinCollector
