@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # safetensors 0.8.0: `safetensors.numpy.save` writes an array that is a view (a slice of columns, a transpose) as the
-# memory behind it, not as its values: no error, and other numbers come back. `np.ascontiguousarray` first mends it.
+# memory behind it, not as its values: no error, and other numbers come back. `np.asarray(…, order="C")` first mends it.
 # (`safetensors.torch.save` refuses such tensors with an error.)
 #
 # Seen: a[1:3, 2:5] of a 4 × 6 array, [[8, 9, 10], [14, 15, 16]], comes back as [[8, 9, 10], [11, 12, 13]].
@@ -20,6 +20,6 @@ print("saved ", view.tolist())
 print("loaded", found.tolist())
 assert view.tolist() == [[8, 9, 10], [14, 15, 16]]
 assert found.tolist() == [[8, 9, 10], [11, 12, 13]], "safetensors behaves otherwise now"
-mended = load(save({"view": np.ascontiguousarray(view)}))["view"]
+mended = load(save({"view": np.asarray(view, order="C")}))["view"]
 assert mended.tolist() == view.tolist()
 PYTHON

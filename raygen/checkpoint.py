@@ -191,7 +191,7 @@ def _safetensors(tensors: "Mapping[str, torch.Tensor | NDArray[Any]]") -> bytes:
     if all(isinstance(value, np.ndarray) for value in tensors.values()):
         import safetensors.numpy
 
-        return safetensors.numpy.save({key: np.ascontiguousarray(value) for key, value in tensors.items()})
+        return safetensors.numpy.save({key: np.asarray(value, order="C") for key, value in tensors.items()})
     import safetensors.torch
 
     return safetensors.torch.save({key: value.contiguous() for key, value in tensors.items()})  # pyright: ignore
