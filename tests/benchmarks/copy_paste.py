@@ -116,14 +116,19 @@ class Bench:
 
     def __init__(self, data: Data, augmentations: int) -> None:
         self.data, self.network = data, Lite0Features(None, torch.device("cpu"))
+        self.augmentations = augmentations
         random = np.random.default_rng(0)
         defects, normals = np.flatnonzero(data.label > 0), np.flatnonzero(data.label == 0)
         normals = random.permutation(normals)[: len(defects) * 3]
         self.sources = np.concatenate([np.repeat(defects, augmentations), normals])
-        self.real = self.features(data.pixels)
-        self.augmented = self.features(np.stack([augment(data.pixels[row], random) for row in self.sources]))
         self.taken: dict[str, list[Taken]] = {}
         self.baselines: dict[int | None, list[NDArray[np.float64]]] = {}
+        if not augmentations:  # distances alone
+            self.real = np.zeros((len(data.pixels), self.network.network.num_features), np.float32)
+            self.real[defects] = self.features(data.pixels[defects])
+            return
+        self.real = self.features(data.pixels)
+        self.augmented = self.features(np.stack([augment(data.pixels[row], random) for row in self.sources]))
 
     def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(N, H, W, 1) -> (N, 1280)."""
@@ -216,17 +221,15 @@ class Bench:
         self, name: str, settings: dict[str, Any], real: int | None, modes: Sequence[Mode], per_mode: int
     ) -> None:
         """Prints a row: errors without and with copies, and how far the copies are from real defects."""
-        started = time.monotonic()
-        data = self.data
-        if real not in self.baselines:
-            self.baselines[real] = self.errors(real, None)
-        copies = self.copies(settings, real, modes, per_mode)
-        changes = []
-        for before, after in zip(self.baselines[real], self.errors(real, copies), strict=True):
-            change, low, high = interval(data, before, after)
-            changes.append(
-                f"{error(data, before):.3f} -> {error(data, after):.3f} {change:+4.0%} [{low:+.0%}, {high:+.0%}]"
-            )
+        started, data = time.monotonic(), self.data
+        copies, changes = self.copies(settings, real, modes, per_mode), []
+        if self.augmentations:
+            if real not in self.baselines:
+                self.baselines[real] = self.errors(real, None)
+            for before, after in zip(self.baselines[real], self.errors(real, copies), strict=True):
+                change, low, high = interval(data, before, after)
+                errors = f"{error(data, before):.3f} -> {error(data, after):.3f}"
+                changes.append(f"{errors} {change:+4.0%} [{low:+.0%}, {high:+.0%}]")
         found = np.concatenate([one for one, _ in copies])
         cells = np.concatenate([one for _, one in copies])
         by_cell = [
@@ -328,7 +331,9 @@ def main() -> None:
     parser.add_argument("defects")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--per-mode", type=int, default=120, help="copies of each cell, mode and fold")
-    parser.add_argument("--augmentations", type=int, default=6, help="of each defect, traditional ones")
+    parser.add_argument(
+        "--augmentations", type=int, default=6, help="of each defect, traditional ones; 0 for distances alone"
+    )
     parser.add_argument(
         "--real", type=int, nargs="*", default=[], help="and with so many real defects a cell"
     )
