@@ -1,10 +1,10 @@
 """The only place where pixels change form: file bytes <-> uint8 HWC <-> float NCHW in [-1, 1]."""
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 if TYPE_CHECKING:
     import torch
@@ -143,20 +143,10 @@ def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
 
 def _open(data: bytes, max_pixels: int, *, deep: bool = False) -> Image.Image:
     """An upright image with its pixels loaded, of 8 bits; or of 16 if it has them, is grey and `deep`."""
-    if not data:
-        raise BadImageError("empty", "0 bytes")
+    image = _open_file(data, max_pixels)
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except UnidentifiedImageError:
-        raise BadImageError("not_an_image", f"{len(data)} bytes of no known format") from None
-    except Exception as error:  # Pillow's parsers raise nearly anything on a damaged header
-        raise BadImageError("truncated", str(error)) from None
-    if image.width * image.height > max_pixels:
-        raise BadImageError("too_many_pixels", f"{image.width}×{image.height} > {max_pixels} pixels")
-    try:
-        image.load()
         image = ImageOps.exif_transpose(image)
-    except Exception as error:  # as above: a damaged body
+    except Exception as error:  # Pillow's parsers raise nearly anything on damaged data
         raise BadImageError("truncated", str(error)) from None
     if image.mode.startswith("I;16"):
         levels = np.asarray(image).astype(np.uint16)
@@ -165,6 +155,30 @@ def _open(data: bytes, max_pixels: int, *, deep: bool = False) -> Image.Image:
         raise BadImageError("unsupported", f"pixel mode {image.mode}")
     # A palette must become colours before it is resized, and "1" grey.
     return image.convert("RGB") if image.mode not in ("L", "RGB") else image
+
+
+def _open_file(data: bytes, max_pixels: int) -> Image.Image:
+    """An image as stored, with its pixels loaded."""
+    image = _open_header(data, max_pixels)
+    try:
+        image.load()
+    except Exception as error:  # as above
+        raise BadImageError("truncated", str(error)) from None
+    return image
+
+
+def _open_header(data: bytes, max_pixels: int) -> Image.Image:
+    if not data:
+        raise BadImageError("empty", "0 bytes")
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError:
+        raise BadImageError("not_an_image", f"{len(data)} bytes of no known format") from None
+    except Exception as error:  # as above
+        raise BadImageError("truncated", str(error)) from None
+    if image.width * image.height > max_pixels:
+        raise BadImageError("too_many_pixels", f"{image.width}×{image.height} > {max_pixels} pixels")
+    return image
 
 
 def to_8_bits(levels: np.ndarray) -> np.ndarray:
@@ -192,3 +206,74 @@ def to_model(pixels: "torch.Tensor") -> "torch.Tensor":
 def from_model(x: "torch.Tensor") -> "torch.Tensor":
     """float (N, C, H, W), clamped to [-1, 1] -> uint8 (N, H, W, C)."""
     return x.float().clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).contiguous()
+
+
+class MaskImage(NamedTuple):
+    """A mask as its file has it."""
+
+    on: np.ndarray  # bool (H, W): where the defect is
+    values: np.ndarray  # int64 (H, W): grey level, palette index, or 0xRRGGBB
+    is_colour: bool  # whether `values` are colours
+    num_values: int  # how many there are
+    orientation: int  # EXIF's, 1 for none; not applied
+
+
+def decode_mask(data: bytes, max_pixels: int = 2**28) -> MaskImage:
+    """Decodes a mask at its own size, in whatever form tools write them.
+
+    Whatever is not background is defect: any value but 0, any colour but black (of a palette without black, but
+    the most frequent); where all is one colour, and the opacity is not, what is opaque. Where levels are many, as
+    in a mask with soft edges, and in a JPEG, those above the middle.
+
+    Raises:
+        BadImageError: for any file that cannot be used.
+    """
+    image = _open_file(data, max_pixels)
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    alpha = np.asarray(image.getchannel("A")) if image.mode in ("LA", "RGBA") else None
+    if image.mode == "P":
+        values, is_colour = np.asarray(image).astype(np.int64), False
+        on = np.asarray(image.convert("RGB")).any(axis=2)
+        if on.all():
+            on = values != np.bincount(values.ravel()).argmax()
+        num_values = len(np.unique(values))
+    else:
+        levels = _levels(image)
+        is_colour = levels.ndim == 3
+        values = levels @ np.array([65536, 256, 1]) if is_colour else levels
+        grey = levels.max(axis=2) if is_colour else levels
+        num_values = len(np.unique(values))
+        middle = 127 if image.format == "JPEG" else grey.max() / 2 if num_values > _SOFT else 0
+        on = grey > middle
+    if alpha is not None and (alpha != alpha.flat[0]).any():
+        on = alpha > 127 if num_values == 1 else np.logical_and(on, alpha > 0)
+        num_values = max(num_values, len(np.unique(alpha)))
+    return MaskImage(np.asarray(on), values, is_colour, num_values, orientation)
+
+
+_SOFT = 16  # more values than these are no classes, but the shades of a soft edge
+
+
+def _levels(image: Image.Image) -> np.ndarray:
+    """int64 (H, W), or (H, W, 3) of one in colours that are not all grey."""
+    if image.mode in ("1", "L", "I", "LA") or image.mode.startswith("I;16"):
+        return np.asarray(image.getchannel("L") if image.mode == "LA" else image).astype(np.int64)
+    if image.mode == "F":
+        raise BadImageError("unsupported", f"pixel mode {image.mode}")
+    colours = np.asarray(image.convert("RGB")).astype(np.int64)
+    is_grey = (colours == colours[:, :, :1]).all()
+    return colours[:, :, 0] if is_grey else colours
+
+
+def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turns pixels (H, W) or (H, W, C) upright, as a camera's EXIF orientation (1 to 8) says."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    upside_down, mirrored = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return np.ascontiguousarray(pixels[:: -1 if upside_down else 1, :: -1 if mirrored else 1])
+
+
+def stored_size(data: bytes, max_pixels: int) -> tuple[int, int, int]:
+    """Height and width of a photo as stored, and its EXIF orientation (1 for none), by its header alone."""
+    image = _open_header(data, max_pixels)
+    return image.height, image.width, image.getexif().get(ExifTags.Base.Orientation, 1)

@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
+
+from raygen.errors import UserError
 
 Mode = Literal["latent", "reference"]
 MODES: tuple[Mode, ...] = ("latent", "reference")
@@ -15,6 +18,21 @@ Layout = Literal["parquet", "webdataset", "png"]
 
 NORMAL = "normal"
 """The defect type of a defect-free image: the anchor, index 0 of a model's domains."""
+
+
+def check_name(what: str, name: str, where: str) -> str:
+    """Returns the name of a product, defect type or file, which folders are called by.
+
+    Raises:
+        UserError: it is empty or long, begins with a dot, has a path in it, or signs that cannot be seen: what is
+            written by it would land elsewhere, or nowhere.
+    """
+    hidden = any(unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Zl", "Zp") for sign in name)
+    if not name.strip() or name.startswith(".") or "/" in name or "\\" in name or hidden or len(name) > 200:
+        raise UserError(
+            f"{where}: {name!r} is no name of a {what}; use letters, digits, - and _, and no path"
+        )
+    return name
 
 
 class SampleRequest(NamedTuple):
