@@ -5,6 +5,7 @@
     references/codes.safetensors       the reference bank's style and content codes, row for row with
     references/index.json              where each reference came from
     judge.safetensors                  the discriminator with its classifiers, for scores
+    learned.parquet                    every photo that it learned from; decides nothing
 
 Nothing is ever unpickled. config.json is written last: a folder with one is complete.
 """
@@ -18,10 +19,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from raygen import storage
 from raygen.errors import UserError
+from raygen.learned import LEARNED, moved
+from raygen.records import check_name
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +63,14 @@ class CheckpointConfig(BaseModel):
     trained_on: str  # for a person: which images, which command
     training: dict[str, Any] = {}  # for the record: recipe, seconds, validation; decides nothing
     files: dict[str, str] = {}  # name -> SHA-256
+
+    @field_validator("products", "defect_types")
+    @classmethod
+    def _are_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return tuple(check_name("product or defect type", name, CONFIG) for name in names)
+        except UserError as error:
+            raise ValueError(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -108,6 +119,7 @@ def save_checkpoint(
     config: CheckpointConfig,
     tensors: "Mapping[str, Mapping[str, torch.Tensor | NDArray[Any]]]",
     references: tuple[Reference, ...] = (),
+    learned: bytes | None = None,
 ) -> Checkpoint:
     """Writes a checkpoint folder.
 
@@ -116,10 +128,13 @@ def save_checkpoint(
         config: everything but `files`, which is filled in here.
         tensors: file name (GENERATOR, REFERENCE_CODES, …) -> its tensors, or its arrays.
         references: the bank's index, as many as the codes have rows.
+        learned: what it learned from, as `raygen.learned.write_learned` writes it.
     """
     files = {name: _safetensors(group) for name, group in tensors.items()}
     if references:
         files[REFERENCE_INDEX] = json.dumps([item.model_dump() for item in references], indent=1).encode()
+    if learned is not None:
+        files[LEARNED] = learned
     for name, data in files.items():
         storage.put(storage.join(uri, name), data)
     config = config.model_copy(update={"files": {name: _sha256(data) for name, data in files.items()}})
@@ -173,14 +188,15 @@ def export_checkpoint(uri: str, target_uri: str, defects_uri: str | None = None)
     checkpoint = load_checkpoint(uri)
     names = [name for name in (GENERATOR, REFERENCE_CODES, JUDGE) if name in checkpoint.config.files]
     config, references = checkpoint.config, checkpoint.references
-    old = config.training.get("recipe", {}).get("defects")
+    old, learned = config.training.get("recipe", {}).get("defects"), checkpoint.files.get(LEARNED)
     if defects_uri and old:
+        learned = moved(learned, old, defects_uri) if learned is not None else None
         config = CheckpointConfig.model_validate_json(config.model_dump_json().replace(old, defects_uri))
         references = tuple(
             item.model_copy(update={"uri": item.uri.replace(old, defects_uri)}) for item in references
         )
     tensors = {name: {key: _half(value) for key, value in checkpoint.arrays(name).items()} for name in names}
-    return save_checkpoint(target_uri, config, tensors, references)
+    return save_checkpoint(target_uri, config, tensors, references, learned)
 
 
 def _half(values: "NDArray[Any]") -> "NDArray[Any]":

@@ -114,8 +114,21 @@ def read_photo(photo: Photo) -> np.ndarray:
     return _read(photo.uri, photo.etag, lambda data: images.decode_photo(data, _MAX_PIXELS))
 
 
+def read_file(photo: Photo) -> bytes:
+    """A photo's bytes.
+
+    Raises:
+        UserError: it is gone, or changed since it was listed.
+    """
+    return _read(photo.uri, photo.etag, lambda data: data)
+
+
 class MaskError(UserError):
-    """A mask that cannot be its photo's."""
+    """A mask that cannot be its photo's; `what` says why."""
+
+    def __init__(self, uri: str, what: str) -> None:
+        super().__init__(f"defect set: {uri}: {what}")
+        self.what = what
 
 
 def read_mask(photo: Photo) -> np.ndarray:
@@ -145,19 +158,17 @@ def read_mask(photo: Photo) -> np.ndarray:
         if mask.orientation == 1 and orientation > 1:
             on = _turned(on, (height, width), orientation, uri)
         if not _same_shape(on.shape, upright):
-            raise MaskError(
-                f"defect set: {uri}: it is {on.shape[1]}×{on.shape[0]} px, the photo {upright[1]}×{upright[0]}; "
-                "a mask has the shape of its photo"
-            )
+            sizes = f"its mask is {on.shape[1]}×{on.shape[0]} px, the photo {upright[1]}×{upright[0]}"
+            raise MaskError(uri, f"{sizes}; a mask has the shape of its photo")
         found |= images.fit_mask(on, (upright[1], upright[0]))
-    where = f"defect set: {photo.mask_uri}:"
     if not found.any():
-        raise MaskError(f"{where} marks nothing; a mask is white on the defect, or has its class there")
+        raise MaskError(
+            photo.mask_uri, "its mask is empty; a mask is white on the defect, or has its class there"
+        )
     share, border = found.mean(), np.concatenate([found[0], found[-1], found[:, 0], found[:, -1]]).mean()
     if share > 0.95 or (share > 0.5 and border > 0.95):
-        raise MaskError(
-            f"{where} marks {share:.0%} of the photo, as an inverted one does; a mask is black but for the defect"
-        )
+        what = f"its mask marks {share:.0%} of the photo: is it inverted? A mask is black but for the defect"
+        raise MaskError(photo.mask_uri, what)
     return found
 
 
@@ -175,10 +186,8 @@ def _turned(mask: np.ndarray, stored: tuple[int, int], orientation: int, uri: st
     """Turns a mask without an orientation of its own as its photo, if it was drawn on the photo as stored."""
     if orientation > 4 and not _same_shape(stored, stored[::-1]):
         return images.turn(mask, orientation) if _same_shape(mask.shape, stored) else mask
-    raise MaskError(
-        f"defect set: {uri}: its photo is turned by EXIF orientation {orientation}, and sizes do not tell "
-        "whether the mask is; save the photo upright"
-    )
+    what = f"its photo is turned by EXIF orientation {orientation}, and sizes do not tell whether the mask is"
+    raise MaskError(uri, f"{what}; save the photo upright")
 
 
 def _load(uri: str, etag: str | None, size: int, channels: int) -> np.ndarray:

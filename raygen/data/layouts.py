@@ -62,6 +62,11 @@ def split_of(name: str) -> str:
     return SPLITS.get(name, name)
 
 
+def one_product(root: str) -> str:
+    """Name of the layout without folders of products."""
+    return f"{{defect_type}}/ of one product, {root}"
+
+
 def parse_folder(path: str) -> Folder:
     """Reads the folders above a file, `""` for none."""
     names: list[str] = []
@@ -119,14 +124,14 @@ def _choose(root: str, seen: Sequence[tuple[str, ...]], has_masks: bool) -> tupl
     if any(len(names) == 2 and names[1] in _NORMALS for names in lower):
         return "{product}/{defect_type}/", _two_names
     if any(len(names) == 1 and names[0] in _NORMALS for names in lower):
-        return f"{{defect_type}}/ of one product, {root}", lambda folder: _one_name(root, folder)
+        return one_product(root), lambda folder: _one_name(root, folder)
     if any(len(names) == 2 for names in lower):
         return "{product}/{defect_type}/", _two_names
     if has_masks and lower:
         where = "{product}/" if any(lower) else f"photos of one product, {root}"
         return f"{where}, whose masks tell the defects", lambda folder: _by_mask(root, folder, False)
     if any(len(names) == 1 for names in lower):
-        return f"{{defect_type}}/ of one product, {root}", lambda folder: _one_name(root, folder)
+        return one_product(root), lambda folder: _one_name(root, folder)
     return None
 
 

@@ -55,9 +55,9 @@ class Masks:
     """The masks of a set, to be found by photo."""
 
     def __init__(self, masks: Iterable[tuple[Mask, Cell]]) -> None:
-        self._found: dict[tuple[str, str, str], list[tuple[Mask, str]]] = defaultdict(list)
+        self._found: dict[tuple[str, str, str], list[tuple[Mask, Cell]]] = defaultdict(list)
         for mask, cell in masks:
-            self._found[cell.product, cell.kind, mask.id.casefold()].append((mask, cell.split))
+            self._found[cell.product, cell.kind, mask.id.casefold()].append((mask, cell))
         self._products = {product for product, _, _ in self._found}
         self._kinds = {kind for _, kind, _ in self._found}
         self._unused = {mask.uri for entries in self._found.values() for mask, _ in entries}
@@ -71,8 +71,8 @@ class Masks:
         found: list[Mask] = []
         for product in {cell.product, ""} & self._products:
             for kind in {cell.kind, ""} & self._kinds:
-                for mask, split in self._found.get((product, kind, file.stem.casefold()), ()):
-                    if not split or not cell.split or split == cell.split:
+                for mask, of in self._found.get((product, kind, file.stem.casefold()), ()):
+                    if of.split in ("", cell.split) and of.group in ("", cell.group):
                         found.append(mask)
         found = [mask for mask in found if mask.id == file.stem] or found  # "A" and "a" may be two photos
         found.sort(key=lambda mask: (len(mask.number), mask.number))

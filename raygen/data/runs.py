@@ -48,6 +48,7 @@ class Run(BaseModel):
     channels: int  # the model's
     requests: tuple[SampleRequest, ...]  # the samples of one normal
     plan: str  # the frozen plan's name in the run folder
+    learned: str | None = None  # name of what the checkpoint, and the judge, learned from; None: nobody says
     num_normals: int
     num_shards: int
     products: dict[str, int]  # normals by product

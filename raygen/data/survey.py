@@ -5,12 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from raygen import images, storage
-from raygen.data.layouts import BY_MASK, Cell, Layout, normal_or, recognise
+from raygen.data.layouts import BY_MASK, Cell, Layout, normal_or, one_product, recognise
 from raygen.data.mask_files import File, Masks, as_mask, split_pairs, suffix_of, values_of
 from raygen.data.metadata import METADATA, Key, Told, read_metadata
 from raygen.data.table17 import TABLE_17, type_by_table
@@ -43,6 +43,19 @@ class Photo(NamedTuple):
     more_masks: tuple[str, ...] = ()  # of the mask's other parts
     mask_part: str = ""  # which values of the mask are its own, "1,2"; "" for all
     group: str = ""  # what is shown, where the set tells: photos of one group never belong into two splits
+
+    def row(self) -> list[Any]:
+        """Its fields for JSON, without those at the end that have their defaults. (A group decides nothing.)"""
+        fields, defaults = list(self[:-1]), self._field_defaults
+        while len(fields) > 6 and fields[-1] == defaults[self._fields[len(fields) - 1]]:
+            fields.pop()
+        return fields
+
+    @classmethod
+    def of_row(cls, row: Sequence[Any]) -> "Photo":
+        """The inverse."""
+        fields: list[Any] = [tuple(field) if isinstance(field, list) else field for field in row]
+        return cls(*fields)
 
     @property
     def mask_uris(self) -> tuple[str, ...]:
@@ -93,8 +106,15 @@ def survey(
         for file, cell in photos
         if not products or cell.product in products
     ]
+    name = layout.name
     if any(not cell.kind for _, cell, _ in found):
         found = _by_masks(found)
+        if all(cell.kind == BY_MASK and file.folder for file, cell, _ in found):  # then folders tell types
+            name = one_product(_root(uri))
+            found = [
+                (file, cell._replace(product=_root(uri), kind=normal_or(cell.product)), uris)
+                for file, cell, uris in found
+            ]
     named = [(file, cell, uris, _type_of(file, cell, types)) for file, cell, uris in found]
     dropped = {f"{cell.product}/{cell.kind}" for _, cell, _, kind in named if not kind}
     named = [row for row in named if row[3]]
@@ -124,7 +144,7 @@ def survey(
     listed.sort(key=lambda photo: (photo.uri, photo.defect_type))  # storage lists in an order of its own
     if not products and tuple(kinds) == KINDS and masks.unused:
         notes.append(_such(len(masks.unused), "file", "names a mask, but no photo is there", masks.unused[0]))
-    return Survey(tuple(listed), (f"read as {layout.name}", *notes, *_notes_on_splits(listed)))
+    return Survey(tuple(listed), (f"read as {name}", *notes, *_notes_on_splits(listed)))
 
 
 def _images(uri: str, entries: Iterable[storage.Entry]) -> list[File]:
@@ -146,8 +166,7 @@ def _place(
     others: list[File] = []
     for file in files:
         (by_name if suffix_of(file.stem) else others).append(file)
-    root = Path(uri).absolute().name  # also of a set that is called "."
-    layout = recognise(root, {file.folder for file in others}, {file.folder for file in by_name})
+    layout = recognise(_root(uri), {file.folder for file in others}, {file.folder for file in by_name})
     cells = layout.cells if layout else {}
     others, pairs = split_pairs(others)
     photos: list[tuple[File, Cell]] = []
@@ -171,6 +190,10 @@ def _place(
         raise UserError(f"defect set {uri}: {there} there; {_EXPECTED}")
     notes = [_such(len(elsewhere), "image", "lies elsewhere", min(elsewhere))] if elsewhere else []
     return layout, photos, Masks(masks), notes
+
+
+def _root(uri: str) -> str:
+    return Path(uri).absolute().name  # also of a set that is called "."
 
 
 def _such(count: int, noun: str, what: str, example: str) -> str:

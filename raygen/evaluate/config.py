@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from raygen.config import ActorPoolConfig, Config, Place, distinct
+from raygen.families.recipes import DefectSetConfig
 from raygen.records import MODES
 
 Count = Annotated[int, Field(ge=1)]
@@ -111,19 +112,13 @@ class DownstreamConfig(Config):
         return self
 
 
-class EvaluateConfig(Config):
-    """How good runs of the main job are, held against a real defect set."""
+class EvaluateConfig(DefectSetConfig):
+    """How good runs of the main job are, held against a real defect set, which must have splits."""
 
-    defects: Place
-    """The defect set, as for `train`; its photos must have splits, or be the MVTec AD layout."""
     output: Place
     """The folder of the report. Run the same command again to go on where it stopped."""
     runs: Annotated[dict[str, Place], Field(min_length=1)]
     """Name -> run folder of the main job; the first is "ours" in the verdict."""
-    types: dict[str, str] = Field(default_factory=dict)
-    """Folder of defects -> defect type, as for `train`."""
-    products: tuple[str, ...] = ()
-    """Which products. Default: all of the defect set."""
     keep_defects: dict[str, Count] = Field(default_factory=dict)
     """Product -> how many training defects of each type stay, say {A = 20} for the paper's 20A. A checkpoint to go
     with it was trained with the same."""

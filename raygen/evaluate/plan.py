@@ -60,6 +60,9 @@ class EvaluationPlan:
             samples = [sample for cell in one.cells.values() for sample in cell]
             what = "references"
             leaks = self.real.leaked_references({s.reference_uri for s in samples if s.reference_uri})
+            if not leaks and one.learned is not None:
+                what = "checkpoint's training photos"
+                leaks = self.real.leaked_photos(one.learned)
             if not leaks and name in self.config.downstream_runs:
                 what = "normals"
                 leaks = self.real.leaked_normals({s.normal_sha256: s.normal_uri for s in samples})
@@ -109,6 +112,8 @@ class EvaluationPlan:
 
     def describe(self, say: Callable[[str], None]) -> None:
         """Says what there is and what is to do."""
+        for note in self.real.notes:
+            say(note)
         for split, photos in self.real.splits.items():
             cells = ", ".join(f"{'/'.join(cell)} {count}" for cell, count in count_cells(photos).items())
             say(f"{split}: {cells or 'no photos'}")
@@ -146,6 +151,11 @@ class EvaluationPlan:
             missing = ["/".join(cell) for cell in missing if cell not in one.cells]
             if missing:
                 found.append(f"{name} has no samples of {', '.join(missing)}: what needs them is left out.")
+        if unknown := [name for name, one in self.chosen.items() if one.learned is None]:
+            found.append(
+                f"{', '.join(unknown)}: made by a checkpoint without a record of what it learned from: whether it "
+                "saw held-out photos could be checked of references and normals alone."
+            )
         if self.fits:
             found.append(
                 "The spread is that of the classifiers' seeds: photos and samples are the same for all of them. "

@@ -7,9 +7,11 @@ from functools import cached_property
 from hashlib import sha256
 
 from raygen import storage
-from raygen.data.defects import Photo, keep_defects, list_defect_set
+from raygen.data.defects import Photo, keep_defects
+from raygen.data.layouts import split_of
 from raygen.errors import UserError
 from raygen.evaluate.config import EvaluateConfig
+from raygen.learned import Learned
 from raygen.records import NORMAL, digest
 
 
@@ -25,6 +27,7 @@ class RealSet:
     val: tuple[Photo, ...]
     test: tuple[Photo, ...]
     not_kept: tuple[Photo, ...]  # training defects that `keep_defects` leaves out
+    notes: tuple[str, ...] = ()  # how it was read, for the user
 
     @classmethod
     def read(cls, config: EvaluateConfig) -> "RealSet":
@@ -33,12 +36,13 @@ class RealSet:
         Raises:
             UserError: no photos there, or none of the training split.
         """
-        photos = list_defect_set(config.defects, types=config.types, products=config.products)
+        survey = config.survey()
+        photos = survey.photos
 
         def part(*splits: str) -> tuple[Photo, ...]:
             return tuple(photo for photo in photos if photo.split in splits)
 
-        learned = part(config.train_split, "")
+        learned = part(split_of(config.train_split), "")
         train = keep_defects(learned, config.keep_defects)
         kinds = {photo.defect_type for photo in train}
         if NORMAL not in kinds or len(kinds) < 2:
@@ -57,9 +61,10 @@ class RealSet:
             products=products,
             defect_types=tuple(sorted(kinds - {NORMAL})),
             train=train,
-            val=known(part(config.val_split)),
-            test=known(part(config.test_split)),
+            val=known(part(split_of(config.val_split))),
+            test=known(part(split_of(config.test_split))),
             not_kept=tuple(photo for photo in learned if photo not in kept),
+            notes=survey.notes,
         )
 
     @property
@@ -107,19 +112,31 @@ class RealSet:
         held_out = {photo.uri for photo in self.val + self.test + self.not_kept}
         return sorted(uri for uri in uris if (found := self._photo_of(uri)) and found.uri in held_out)
 
-    def leaked_normals(self, sha256s: Mapping[str, str], num_threads: int = 16) -> list[str]:
+    def leaked_normals(self, sha256s: Mapping[str, str]) -> list[str]:
         """Those normals that are held-out photos, by content.
 
         Args:
             sha256s: SHA-256 of a normal's file -> its URI.
         """
+        return sorted(uri for sha, uri in sha256s.items() if sha in self._held_out)
 
-        def hashed(photo: Photo) -> str:
-            return sha256(storage.read(photo.uri)).hexdigest()
+    def leaked_photos(self, learned: Iterable[Learned]) -> list[str]:
+        """Those photos of a checkpoint's record that it must not have seen, by content: held-out ones, or training
+        defects that should have been left out. Those of the split val may have chosen among its weights."""
+        not_kept = {_sha256(photo) for photo in self.not_kept}
+        return sorted(
+            photo.uri
+            for photo in learned
+            if (split := self._held_out.get(photo.sha256, "train" if photo.sha256 in not_kept else ""))
+            and (split, photo.use) != ("val", "validated")
+        )
 
-        with ThreadPoolExecutor(num_threads) as threads:
-            found = set(threads.map(hashed, self.val + self.test))
-        return sorted(uri for sha, uri in sha256s.items() if sha in found)
+    @cached_property
+    def _held_out(self) -> dict[str, str]:
+        """SHA-256 of each held-out photo -> its split."""
+        with ThreadPoolExecutor(16) as threads:
+            val, test = (list(threads.map(_sha256, photos)) for photos in (self.val, self.test))
+        return dict.fromkeys(val, "val") | dict.fromkeys(test, "test")
 
     def _photo_of(self, uri: str) -> Photo | None:
         """The photo of a URI. A set that has moved since is known by what stands below its root."""
@@ -134,6 +151,10 @@ class RealSet:
     def _name(self, uri: str) -> str:
         """`product/defect type/file`, say: what stays when the set moves."""
         return uri.removeprefix(f"{self.uri}/")
+
+
+def _sha256(photo: Photo) -> str:
+    return sha256(storage.read(photo.uri)).hexdigest()
 
 
 _ROLE = {"val": "choose", "test": "test"}

@@ -11,6 +11,7 @@ import pyarrow as pa
 from raygen import images, storage
 from raygen.data.runs import Manifest, Run, ShardStats, read_columns, read_manifest, read_run, read_shard
 from raygen.errors import UserError
+from raygen.learned import Learned, read_learned
 from raygen.records import MODES, Mode, digest
 
 _COLUMNS = (
@@ -48,6 +49,7 @@ class Chosen:
     run: Run
     manifest: Manifest
     cells: Mapping[Cell, Sequence[Sample]]  # each in an order of its own that is as good as random
+    learned: Sequence[Learned] | None = None  # what its checkpoint learned from; None where nobody says
 
     def take(self, cell: tuple[str, str], guidance: Guidance, count: int) -> list[Sample]:
         """The first samples of a product and defect type, at most `count`: of one mode or, for "mix", half of
@@ -106,7 +108,16 @@ def choose_samples(
             f"runs.{name} = {uri}: no samples of {', '.join(sorted({'/'.join(cell[:2]) for cell in wanted}))}; "
             "it was made for other products or defect types than the defect set's"
         )
-    return Chosen(name, uri, run, manifest, cells)
+    return Chosen(name, uri, run, manifest, cells, _read_learned(uri, run))
+
+
+def _read_learned(uri: str, run: Run) -> list[Learned] | None:
+    if run.learned is None:
+        return None
+    try:
+        return read_learned(storage.read(storage.join(uri, run.learned)))
+    except storage.ObjectMissingError:
+        raise UserError(f"{uri}/{run.learned}: gone; `raygen verify {uri}` says what else is") from None
 
 
 def _list_samples(uri: str, shard: ShardStats, only_accepted: bool) -> Iterable[Sample]:

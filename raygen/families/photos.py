@@ -1,7 +1,8 @@
 """The defect set as a training numbers it: domains and products, what learns and what validates, pixels."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Protocol
 
@@ -35,6 +36,7 @@ class DefectSet:
     photos: Sequence[Photo]
     products: tuple[str, ...]
     defect_types: tuple[str, ...]  # domains 1, 2, …; 0 is normal
+    notes: tuple[str, ...] = ()  # how it was read, for the user
 
     @classmethod
     def read(cls, config: FamilyConfig, kinds: Sequence[Kind] = KINDS) -> "DefectSet":
@@ -43,8 +45,8 @@ class DefectSet:
         Raises:
             UserError: nothing to learn from there.
         """
-        listed = list_defect_set(config.defects, types=config.types, products=config.products, kinds=kinds)
-        photos = [photo for photo in listed if photo.split in TRAINING_SPLITS + VALIDATION_SPLITS]
+        found = config.survey(kinds)
+        photos = [photo for photo in found.photos if photo.split in TRAINING_SPLITS + VALIDATION_SPLITS]
         learning = keep_defects(
             [photo for photo in photos if photo.split in TRAINING_SPLITS], config.keep_defects
         )
@@ -65,7 +67,8 @@ class DefectSet:
             if photo in learned
             or (photo.split in VALIDATION_SPLITS and photo.product in products and photo.defect_type in there)
         ]
-        return cls(kept, products, tuple(sorted(there - {NORMAL})))
+        notes = (*found.notes, *_untouched(found.photos, kept))
+        return cls(kept, products, tuple(sorted(there - {NORMAL})), notes)
 
     def part(self, splits: Sequence[str]) -> "DefectSet":
         """The photos of some splits."""
@@ -73,7 +76,7 @@ class DefectSet:
 
     def only(self, wanted: Callable[[Photo], bool]) -> "DefectSet":
         """Some of the photos, under the same numbers of domains and products."""
-        return DefectSet(list(filter(wanted, self.photos)), self.products, self.defect_types)
+        return replace(self, photos=list(filter(wanted, self.photos)))
 
     def spread(self, most: int) -> list[Photo]:
         """At most so many of each cell (product × defect type), at even distances."""
@@ -99,7 +102,23 @@ class DefectSet:
             f"{product}: "
             + ", ".join(f"{len(rows):,} {kind}" for (other, kind), rows in cells.items() if other == product)
             for product in self.products
+            if any(other == product for other, _ in cells)
         )
+
+
+def _untouched(listed: Sequence[Photo], kept: Sequence[Photo]) -> list[str]:
+    """`left untouched: test: 335 normal, 24 spots`"""
+    counts: dict[str, Counter[str]] = {}
+    known = set(kept)
+    for photo in listed:
+        if photo not in known:
+            split = photo.split if photo.split not in TRAINING_SPLITS else "train"
+            counts.setdefault(split, Counter())[photo.defect_type] += 1
+    told = [
+        f"{split}: " + ", ".join(f"{count:,} {kind}" for kind, count in sorted(of.items()))
+        for split, of in sorted(counts.items())
+    ]
+    return [f"left untouched: {'; '.join(told)}"] if told else []
 
 
 def _more_defects(

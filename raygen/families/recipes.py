@@ -1,11 +1,13 @@
 """What the recipes of all families have in common, and what a family sees of the main job's."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from raygen.config import Config, Place
 from raygen.data.pool import is_drawn
+from raygen.data.survey import KINDS, Kind, Survey, survey
 
 Balance = Literal["cells", "defect_types", "none"]
 
@@ -25,27 +27,46 @@ class TrainComputeConfig(Config):
     """How often lost workers are replaced, and the training goes on from its last checkpoint."""
 
 
-class FamilyConfig(Config):
-    """What the recipes of all families have in common."""
+class DefectSetConfig(Config):
+    """How a defect set is read."""
 
     defects: Place
     """The defect set: `{product}/{defect_type}/{id}.png` and `{product}/normal/{id}.png` with an optional
-    metadata.csv, or the MVTec AD layout. Photos of the split "val" validate, those of "test" are not touched."""
+    metadata.csv, or another layout of jobs/README.md. Photos of the split "val" validate, those of "test" are not
+    touched."""
+    types: dict[str, str] | Literal["dt-gan-table-17"] = Field(default_factory=dict)
+    """Folder or label of defects -> defect type, say {crack = "scratches"}; "-" leaves it out. Or the DT-GAN
+    paper's choice among the photos of MVTec AD."""
+    products: tuple[str, ...] = ()
+    """Which products. Default: all."""
+    mask_values: dict[str, str] = Field(default_factory=dict)
+    """Where masks tell types: value -> type, say {1 = "scratches", "#00ff00" = "spots"}; "-" leaves it out."""
+
+    def survey(self, kinds: Sequence[Kind] = KINDS) -> Survey:
+        """Lists the set; see `raygen.data.survey.survey`."""
+        return survey(
+            self.defects, types=self.types, products=self.products, kinds=kinds, mask_values=self.mask_values
+        )
+
+
+class FamilyConfig(DefectSetConfig):
+    """What the recipes of all families have in common."""
+
     more_defects: Place | None = None
     """Another defect set, whose defects are learned from, too: say synthetic ones, as `raygen defects` writes them
     of a run."""
     output: Place
     """The training's folder: checkpoints, metrics, sheets. Run the same command again to resume."""
-    types: dict[str, str] = Field(default_factory=dict)
-    """Folder of defects -> defect type, say {crack = "scratches"}; "-" leaves a folder out."""
-    products: tuple[str, ...] = ()
-    """Which products to learn. Default: all."""
     keep_defects: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     """Product -> how many defects of each type to learn from, say {A = 20} for the paper's 20A. Default: all."""
 
     def places(self) -> dict[str, str]:
         """The keys that name places, and what they name."""
         return named(defects=self.defects, more_defects=self.more_defects, output=self.output)
+
+    def checkpoints(self) -> tuple[str, ...]:
+        """The checkpoints that it goes on from."""
+        return ()
 
     def identity(self) -> dict[str, Any]:
         """What decides a checkpoint: a folder that holds one is gone on with by a config with the same alone."""

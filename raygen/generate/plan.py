@@ -25,8 +25,9 @@ from raygen.data.runs import RUN, Run, read_run
 from raygen.errors import UserError
 from raygen.families import family_of
 from raygen.generate.config import GenerateConfig
-from raygen.generate.judging import deciding, judge_digest, refuse_other_judges
+from raygen.generate.judging import deciding, judge_digest, read_judge, refuse_other_judges
 from raygen.generate.windows import read_region
+from raygen.learned import LEARNED, united
 from raygen.records import NORMAL, PLAN_SCHEMA, SampleRequest, digest, plan_requests
 
 _MAX_SHARD_BYTES = 2**30  # of a shard's samples before they are encoded: a task holds them all at once
@@ -45,6 +46,9 @@ def open_run(config: GenerateConfig, checkpoint: Checkpoint) -> Run:
             run = draft_run(config, checkpoint, file)
             with file.open("rb") as data:
                 storage.put(storage.join(config.output, run.plan), data)
+            if (learned := _learned(config, checkpoint)) is not None:
+                assert run.learned is not None
+                storage.put(storage.join(config.output, run.learned), learned)
         if storage.put_if_absent(storage.join(config.output, RUN), run.model_dump_json(indent=2).encode()):
             return run
         run = read_run(config.output)  # another job began it in the meantime
@@ -71,6 +75,7 @@ def draft_run(config: GenerateConfig, checkpoint: Checkpoint, plan_file: Path) -
             num_shards = shard + 1
     with plan_file.open("rb") as file:
         fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
+    learned = _learned(config, checkpoint)
     run = Run(
         run_id=digest(
             json.dumps(deciding(config), sort_keys=True), checkpoint.digest, fingerprint, num_bytes=8
@@ -83,6 +88,7 @@ def draft_run(config: GenerateConfig, checkpoint: Checkpoint, plan_file: Path) -
         channels=channels,
         requests=requests,
         plan=f"plan/{fingerprint}.parquet",
+        learned=None if learned is None else f"learned/{hashlib.sha256(learned).hexdigest()}.parquet",
         num_normals=products.total(),
         num_shards=num_shards,
         products=dict(sorted(products.items())),
@@ -96,6 +102,15 @@ def draft_run(config: GenerateConfig, checkpoint: Checkpoint, plan_file: Path) -
             f"({', '.join(checkpoint.config.products)}); train on them, or set strict_products = false"
         )
     return run
+
+
+def _learned(config: GenerateConfig, checkpoint: Checkpoint) -> bytes | None:
+    """What a run's samples know of real photos: those that its checkpoint, and its judge, learned from. None where
+    the checkpoint does not say."""
+    if LEARNED not in checkpoint.files:
+        return None
+    judge = read_judge(config)
+    return united([one.files[LEARNED] for one in (checkpoint, judge) if one and LEARNED in one.files])
 
 
 def choose_requests(config: GenerateConfig, checkpoint: Checkpoint) -> tuple[SampleRequest, ...]:

@@ -29,7 +29,10 @@ def batches_of(photos: Sequence[Photo]) -> list[dict[str, object]]:
     """The photos as rows of work: `number` and, as JSON, `photos`."""
     starts = range(0, len(photos), PHOTOS_PER_TASK)
     return [
-        {"number": start, "photos": json.dumps(list(photos[start : start + PHOTOS_PER_TASK]))}
+        {
+            "number": start,
+            "photos": json.dumps([photo.row() for photo in photos[start : start + PHOTOS_PER_TASK]]),
+        }
         for start in starts
     ]
 
@@ -38,12 +41,12 @@ def batches_of(photos: Sequence[Photo]) -> list[dict[str, object]]:
 def take(batch: pa.Table, config: BankConfig) -> pa.Table:
     """Takes what there is to take of some photos: a row of work in; a row out of their `number` and, for each, its
     `arrays` as safetensors, its `facts` as JSON, its `pictures` as PNG, and why it was `refused`, if it was."""
-    (row,) = batch.to_pylist()
+    (work,) = batch.to_pylist()
     collector = collector_of(config)(config)
-    taken = [collector.take(Photo(*fields)) for fields in json.loads(row["photos"])]
+    taken = [collector.take(Photo.of_row(row)) for row in json.loads(work["photos"])]
     return pa.table(
         {
-            "number": [row["number"]],
+            "number": [work["number"]],
             "arrays": [[_pack(one.arrays) for one in taken]],
             "facts": [[json.dumps(dict(one.facts)) for one in taken]],
             "pictures": [[[_picture(pixels) for pixels in one.pictures] for one in taken]],

@@ -2,6 +2,7 @@
 
     run.json                          what this training is: resolved config, photos, networks; its put begins it
     photos/<sha256>.json              the frozen list of photos, so that image number n stays image number n
+    photos/<sha256>.parquet           the same with each SHA-256, for checkpoints to tell what they know
     checkpoints/000020000/            by images seen; a whole checkpoint (see raygen.checkpoint), and beside it
         state.pt                      what it takes to go on from there (the last checkpoint's only)
         sheet.png                     what its weights do
@@ -47,6 +48,7 @@ class TrainingRun(BaseModel):
     defect_types: tuple[str, ...]
     model: dict[str, Any]  # the networks' sizes, as the family has them
     command: str
+    notes: tuple[str, ...] = ()  # how the defect set was read
 
 
 class Best(BaseModel):
@@ -87,9 +89,17 @@ class TrainingFolder:
                 f"{self.join(RUN)}: not a training's ({error.errors()[0]['msg']}); choose another output"
             ) from None
 
-    def begin(self, run: TrainingRun, photos: Sequence[Photo]) -> TrainingRun:
-        """Begins a training, or joins the one that began before; returns the one that stands."""
+    def begin(self, run: TrainingRun, photos: Sequence[Photo], learned: bytes | None = None) -> TrainingRun:
+        """Begins a training, or joins the one that began before; returns the one that stands.
+
+        Args:
+            run: what it is.
+            photos: of which it learns, and on which it validates.
+            learned: the same, see `raygen.learned`, with those of the checkpoints that it goes on from.
+        """
         storage.put(self.join(run.photos), _photos_json(photos))
+        if learned is not None:
+            storage.put(self.join(_record_name(run.photos)), learned)
         storage.put_if_absent(self.join(RUN), run.model_dump_json(indent=2).encode())
         found = self.read_run()
         assert found is not None
@@ -108,7 +118,7 @@ class TrainingFolder:
 
     def read_photos(self, run: TrainingRun) -> list[Photo]:
         """The frozen list of photos."""
-        return [Photo(*row) for row in json.loads(storage.read(self.join(run.photos)))]
+        return [Photo.of_row(row) for row in json.loads(storage.read(self.join(run.photos)))]
 
     # ------------------------------------------------------------------------------------ checkpoints
 
@@ -163,7 +173,19 @@ class TrainingFolder:
             trained_on=f"{' and '.join(places)}: {learning.describe()}",
             training={"command": run.command, "recipe": config.identity(), **record},
         )
-        save_checkpoint(self.checkpoint_uri(images_seen), checkpoint, contents.tensors, contents.references)
+        save_checkpoint(
+            self.checkpoint_uri(images_seen),
+            checkpoint,
+            contents.tensors,
+            contents.references,
+            self._read_record(run),
+        )
+
+    def _read_record(self, run: TrainingRun) -> bytes | None:
+        try:
+            return storage.read(self.join(_record_name(run.photos)))
+        except storage.ObjectMissingError:
+            return None  # of a training that began with an older version
 
     def note_best(self, images_seen: int, objective: float) -> bool:
         """Points best.json to a checkpoint if it is the best so far; returns whether it is."""
@@ -206,5 +228,9 @@ def photos_name(photos: Sequence[Photo]) -> str:
     return f"photos/{hashlib.sha256(_photos_json(photos)).hexdigest()}.json"
 
 
+def _record_name(photos_name: str) -> str:
+    return photos_name.removesuffix(".json") + ".parquet"
+
+
 def _photos_json(photos: Sequence[Photo]) -> bytes:
-    return json.dumps(photos).encode()
+    return json.dumps([photo.row() for photo in photos]).encode()

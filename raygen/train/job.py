@@ -1,22 +1,26 @@
 """Training from config to checkpoints: check, freeze the photos, work, say how it ended."""
 
+import hashlib
 import shlex
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from raygen import storage
+from raygen.checkpoint import load_checkpoint
 from raygen.config import check_writable, refuse_lost_places
-from raygen.data.defects import load_photos
+from raygen.data.defects import Photo, load_photos, read_file
 from raygen.errors import PromiseError
 from raygen.families.family import Trainer
-from raygen.families.photos import TRAINING_SPLITS, DefectSet
+from raygen.families.photos import TRAINING_SPLITS, VALIDATION_SPLITS, DefectSet
 from raygen.families.recipes import BankConfig, FamilyConfig, TrainingConfig
 from raygen.families.world import World
+from raygen.learned import LEARNED, Learned, united, write_learned
 from raygen.show import duration
 from raygen.train.collect import unpack, write_bank
 from raygen.train.config import collector_of, trainer_of
@@ -54,10 +58,10 @@ def _learn(config: TrainingConfig, say: Callable[[str], None]) -> None:
         check_writable(config.output)
         if config.compute.loading == "memory":  # a damaged photo is better found here than by every worker
             load_photos(defects.photos, 32, 1)
-        run = folder.begin(run, defects.photos)
+        run = folder.begin(run, defects.photos, _learned_from(config, defects))
     folder.refuse_another(run, config)
     trainer = trainer_of(config)(config, run)
-    defects = DefectSet(folder.read_photos(run), run.products, run.defect_types)
+    defects = DefectSet(folder.read_photos(run), run.products, run.defect_types, run.notes)
     _say_what(trainer, defects, say)
     done = folder.checkpoints()
     if done and done[-1] >= config.images:
@@ -79,10 +83,10 @@ def _collect(config: BankConfig, say: Callable[[str], None]) -> None:
     if run is None:
         run, photos = draft(config, *collector_of(config)(config).draft())
         check_writable(config.output)
-        run = folder.begin(run, photos.photos)
+        run = folder.begin(run, photos.photos, _learned_from(config, photos))
     folder.refuse_another(run, config)
-    photos = DefectSet(folder.read_photos(run), run.products, run.defect_types)
-    say(photos.describe())
+    photos = DefectSet(folder.read_photos(run), run.products, run.defect_types, run.notes)
+    _say_photos(photos, say)
     if folder.checkpoints():
         say(f"{config.output} is complete: nothing to do")
         return
@@ -111,7 +115,7 @@ def dry_run(config: FamilyConfig, say: Callable[[str], None] = print) -> None:
             f"{config.output} holds this training: {seen[-1] if seen else 0:,} images seen at its last checkpoint"
         )
     if isinstance(config, BankConfig):
-        say(defects.describe())
+        _say_photos(defects, say)
         say(f"{len(defects.photos):,} photos to take from; nothing is learned in iterations")
         return
     assert isinstance(config, TrainingConfig)
@@ -152,18 +156,40 @@ def draft(config: FamilyConfig, model: dict[str, Any], photos: DefectSet) -> tup
         products=photos.products,
         defect_types=photos.defect_types,
         model=model,
+        notes=photos.notes,
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     )
     return run, photos
 
 
 def _say_what(trainer: Trainer[Any], defects: DefectSet, say: Callable[[str], None]) -> None:
-    say(defects.part(TRAINING_SPLITS).describe())
-    held_back = len(defects.photos) - len(defects.part(TRAINING_SPLITS).photos)
+    _say_photos(defects, say)
+    say(trainer.describe())
+
+
+def _say_photos(defects: DefectSet, say: Callable[[str], None]) -> None:
+    """How the set was read; what is learned from, validated on, and left untouched."""
+    for note in defects.notes:
+        say(note)
+    say(f"learned from: {defects.part(TRAINING_SPLITS).describe()}")
+    validation = defects.part(VALIDATION_SPLITS)
     say(
-        f"{trainer.describe()}; "
-        + (f"{held_back:,} photos held back" if held_back else "no photos of the split val: none held back")
+        f"validated on: {validation.describe() if validation.photos else 'nothing: no photos of the split val'}"
     )
+
+
+def _learned_from(config: FamilyConfig, defects: DefectSet) -> bytes:
+    """What the checkpoints of a training will know: its photos, and those of the checkpoints it goes on from."""
+
+    def learned(photo: Photo) -> Learned:
+        sha256 = hashlib.sha256(read_file(photo)).hexdigest()
+        use = "validated" if photo.split in VALIDATION_SPLITS else "learned"
+        return Learned(photo.uri, sha256, photo.product, photo.defect_type, photo.split, use)
+
+    with ThreadPoolExecutor(16) as threads:
+        own = write_learned(threads.map(learned, defects.photos))
+    before = (load_checkpoint(uri).files.get(LEARNED) for uri in config.checkpoints())
+    return united([*(data for data in before if data is not None), own])
 
 
 def _say_result(config: TrainingConfig, folder: TrainingFolder, say: Callable[[str], None]) -> None:

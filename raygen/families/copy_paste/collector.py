@@ -1,13 +1,14 @@
 """The bank: the cut-outs of a defect set."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raygen import images
-from raygen.data.defects import Photo, read_mask, read_photo
+from raygen.data.defects import MaskError, Photo, read_mask, read_photo
 from raygen.families.copy_paste.config import CopyPasteConfig
 from raygen.families.copy_paste.cutouts import Cutout, Refused, cut
 from raygen.families.family import CollectsBank, Contents, Taken
@@ -28,7 +29,7 @@ class CopyPasteCollector(CollectsBank[CopyPasteConfig]):
     def draft(self) -> tuple[dict[str, Any], DefectSet]:
         defects = DefectSet.read(self.config, kinds=["defects"])
         photos = defects.part(TRAINING_SPLITS).spread(self.config.references_per_cell)
-        return self.config.model(), DefectSet(photos, defects.products, defects.defect_types)
+        return self.config.model(), replace(defects, photos=photos)
 
     def take(self, photo: Photo) -> Taken:
         try:
@@ -64,14 +65,11 @@ class CopyPasteCollector(CollectsBank[CopyPasteConfig]):
         if photo.mask_uri is None:
             raise Refused("it has no mask; put one beside it, as {id}_mask.png")
         size = None if self.config.native else self.config.image_size
-        pixels, mask = read_photo(photo), read_mask(photo)
-        if mask.shape != pixels.shape[:2]:
-            (height, width), (mask_height, mask_width) = pixels.shape[:2], mask.shape
-            if abs(mask_width * height - mask_height * width) > max(height, width):
-                raise Refused(f"its mask is {mask_width}×{mask_height} px, the photo {width}×{height}")
-            mask = images.fit_mask(mask, (width, height))
-        if not mask.any():
-            raise Refused("its mask is empty; a mask is white on the defect")
+        pixels = read_photo(photo)
+        try:
+            mask = read_mask(photo)
+        except MaskError as error:
+            raise Refused(error.what) from None
         pixels = images.to_channels(pixels, self.config.channels)
         if size is not None:
             pixels, mask = images.fit(pixels, size), images.fit_mask(mask, (size, size))

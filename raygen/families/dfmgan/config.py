@@ -34,3 +34,6 @@ class DFMGANTrainConfig(GANTrainConfig):
 
     def places(self) -> dict[str, str]:
         return super().places() | named(backbone=self.backbone)
+
+    def checkpoints(self) -> tuple[str, ...]:
+        return (self.backbone,)

@@ -1,6 +1,7 @@
 """The judge's fit: features of the real photos, a linear head on them, and its temperature."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from raygen.checkpoint import JUDGE
-from raygen.data.defects import Photo, group_by_cell, list_defect_set, load_photos
+from raygen.data.defects import Photo, group_by_cell, load_photos
 from raygen.errors import UserError
 from raygen.extras import require
 from raygen.families.family import Contents, Taken
@@ -37,8 +38,7 @@ class JudgeCollector:
         config = self.config
         require("sklearn.linear_model", "evaluate")
         defects = DefectSet.read(config)
-        listed = list_defect_set(config.defects, types=config.types, products=config.products)
-        others = {photo.defect_type for photo in listed} - {NORMAL, *defects.defect_types}
+        others = {photo.defect_type for photo in config.survey().photos} - {NORMAL, *defects.defect_types}
         if others:
             name = min(others)
             raise UserError(
@@ -50,7 +50,7 @@ class JudgeCollector:
             for splits in (TRAINING_SPLITS, VALIDATION_SPLITS)
             for photo in defects.part(splits).spread(config.references_per_cell)
         ]
-        return self._model(), DefectSet(photos, defects.products, defects.defect_types)
+        return self._model(), replace(defects, photos=photos)
 
     def take(self, photo: Photo) -> Taken:
         pixels = load_photos([photo], self.config.image_size, self.config.channels)

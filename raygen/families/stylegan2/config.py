@@ -66,3 +66,6 @@ class StyleGAN2TrainConfig(GANTrainConfig):
 
     def places(self) -> dict[str, str]:
         return super().places() | named(begin_with=self.begin_with)
+
+    def checkpoints(self) -> tuple[str, ...]:
+        return (self.begin_with,) if self.begin_with else ()
