@@ -78,6 +78,25 @@ def list_files(base_uri: str, deep: bool = True) -> Iterator[Entry]:
         yield from _list_local(_local(base_uri), deep)
 
 
+def list_folders(base_uri: str) -> list[str]:
+    """The names of the folders in a folder, but hidden ones; without the files, whose number may be anything.
+
+    Raises:
+        UserError: the bucket is missing, or may not be listed.
+    """
+    if _is_s3(base_uri):
+        names = _list_s3_folders(base_uri)
+    else:
+        try:
+            with os.scandir(_local(base_uri)) as found:
+                names = [entry.name for entry in found if entry.is_dir()]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise UserError(f"{base_uri}: {error.strerror}; name a folder that can be listed") from error
+    return sorted(name for name in names if not name.startswith("."))
+
+
 def read(uri: str, etag: str | None = None) -> bytes:
     """Reads a whole object; with `etag`, only if it is still the one that was listed so.
 
@@ -372,6 +391,15 @@ def _list_s3(base_uri: str, deep: bool) -> Iterator[Entry]:
                 hidden = any(part.startswith(".") for part in key.removeprefix(prefix).split("/"))
                 if not hidden and not key.endswith("/"):
                     yield Entry(f"s3://{bucket}/{key}", item["Size"], item["ETag"].strip('"'))
+
+
+def _list_s3_folders(base_uri: str) -> list[str]:
+    bucket, prefix = _bucket_key(base_uri)
+    prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
+    with _s3_errors(base_uri):
+        # One page: a thousand names are enough to know a folder by.
+        page = _client().list_objects_v2(Bucket=bucket, Prefix=prefix, Delimiter="/")
+    return [found["Prefix"].removeprefix(prefix).rstrip("/") for found in page.get("CommonPrefixes", ())]
 
 
 def _put_if(uri: str, data: bytes | IO[bytes], **condition: str) -> str:

@@ -1,5 +1,6 @@
 """A defect set is listed alike in both layouts, with its masks and splits, and loaded whole or not at all."""
 
+import io
 import subprocess
 import sys
 from collections import Counter
@@ -7,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageFilter, ImageOps
 
 from raygen import images, storage, surfaces
-from raygen.data.defects import MVTEC_TYPES, Photo, group_by_cell, list_defect_set, load_masks, load_photos
+from raygen.data.defects import Photo, group_by_cell, list_defect_set, load_masks, load_photos, read_mask
+from raygen.data.table17 import MVTEC_TYPES, TABLE_17
 from raygen.errors import UserError
 
 SIZE = 32
@@ -78,42 +81,6 @@ def test_folders_are_matched_in_any_case_and_files_by_extension(tmp_path: Path) 
     ]
 
 
-def test_metadata_tells_splits(folder_uri: str) -> None:
-    write_defect_set(folder_uri, {"/normal/": "/Normal/", "/scratches/": "/Scratches/"})
-    rows = [
-        "id,source,product,domain,split",
-        "000000,x,brushed_metal,NORMAL,train",
-        "000001,x,brushed_metal,good,val",
-        "000000,x,brushed_metal,scratches,test",
-        "000000,x,woven_fabric,Normal,test",
-        "000099,x,brushed_metal,Normal,train",  # no such file
-        "0,x,grained_leather,Normal,train",  # an id is a name, not a number
-        "short",
-    ]
-    storage.put(storage.join(folder_uri, "metadata.csv"), "\n".join(rows).encode("utf-8-sig"))
-    photos = list_defect_set(folder_uri)
-    assert {"/".join(p.uri.split("/")[-3:]): p.split for p in photos if p.split} == {
-        "brushed_metal/Normal/000000.png": "train",
-        "brushed_metal/Normal/000001.png": "val",
-        "brushed_metal/Scratches/000000.png": "test",
-        "woven_fabric/Normal/000000.png": "test",
-    }
-    assert len(photos) == 12
-
-
-def test_metadata_that_cannot_say_whose_splits_they_are(tmp_path: Path) -> None:
-    write_defect_set(str(tmp_path))
-    metadata = tmp_path / "metadata.csv"
-    metadata.write_text("file_name,text\na.png,x\n")  # not about splits
-    assert {photo.split for photo in list_defect_set(str(tmp_path))} == {""}
-    metadata.write_text("id,product,type,split\n000000,brushed_metal,normal,train\n")
-    with pytest.raises(UserError, match=r"metadata\.csv: has splits, but no column domain; add it"):
-        list_defect_set(str(tmp_path))
-    metadata.write_bytes(b"id,product,domain,split\n\xff\xfe,,,\n")
-    with pytest.raises(UserError, match=r"metadata\.csv: not a CSV file in UTF-8"):
-        list_defect_set(str(tmp_path))
-
-
 def test_one_listing_and_no_request_per_file(s3_uri: str) -> None:
     write_defect_set(s3_uri)
     requests: list[str] = []
@@ -126,7 +93,7 @@ def test_one_listing_and_no_request_per_file(s3_uri: str) -> None:
     try:
         assert len(list_defect_set(s3_uri)) == 12
         assert requests == ["ListObjectsV2"]
-        storage.put(storage.join(s3_uri, "metadata.csv"), b"id,product,domain,split\n")
+        storage.put(storage.join(s3_uri, "metadata.csv"), b"file,text\n")
         requests.clear()
         list_defect_set(s3_uri)
         assert requests == ["ListObjectsV2", "GetObject"]
@@ -154,9 +121,6 @@ def test_products_restrict(tmp_path: Path) -> None:
 def test_mvtec_layout(folder_uri: str) -> None:
     write_mvtec(folder_uri, "bottle", {"broken_large": [0, 1], "Crack": [0]})
     write_mvtec(folder_uri, "grid", {"bent": [3]})
-    storage.put(
-        storage.join(folder_uri, "metadata.csv"), b"category,path,split\nbottle,x,train\n"
-    )  # another's
     photos = list_defect_set(folder_uri)
     assert table(photos) == {
         ("bottle", "normal", "train"): 2,
@@ -175,7 +139,7 @@ def test_mvtec_layout(folder_uri: str) -> None:
 
 def test_mvtec_with_splits_of_our_kind(tmp_path: Path) -> None:
     write_mvtec(str(tmp_path), "bottle", {"crack": [0, 1, 2]})
-    rows = "id,product,domain,split\n000,bottle,crack,train\n001,bottle,Crack,test\n000,bottle,good,val\n"
+    rows = "id,product,domain,split\n000,bottle,crack,train\n001,bottle,Crack,test\n002,bottle,crack,\n"
     (tmp_path / "metadata.csv").write_text(rows)
     photos = list_defect_set(str(tmp_path))
     assert [(p.defect_type, p.split) for p in photos] == [
@@ -190,8 +154,8 @@ def test_mvtec_with_splits_of_our_kind(tmp_path: Path) -> None:
 
 def test_one_mvtec_category(folder_uri: str) -> None:
     category_uri = write_mvtec(folder_uri, "leather", {"cut": [0, 1], "poke": [0]})
-    photos = list_defect_set(category_uri)
-    assert photos == list_defect_set(folder_uri)
+    photos = list_defect_set(category_uri, types=TABLE_17)
+    assert photos == list_defect_set(folder_uri, types=TABLE_17)
     assert table(photos) == {
         ("leather", "normal", "train"): 2,
         ("leather", "normal", "test"): 1,
@@ -218,7 +182,7 @@ def test_table_17_sums_as_the_paper_says(tmp_path: Path) -> None:
             (tmp_path / category / folder).mkdir(parents=True)
             for number in range(defects.get(folder.removeprefix("test/"), 1)):
                 (tmp_path / category / folder / f"{number:03d}.png").touch()
-    photos = list_defect_set(str(tmp_path))
+    photos = list_defect_set(str(tmp_path), types=TABLE_17)
     assert {key[:2]: count for key, count in table(photos).items() if key[1] != "normal"} == {
         ("carpet", "scratches"): 24,
         ("carpet", "spots"): 23,
@@ -230,16 +194,20 @@ def test_table_17_sums_as_the_paper_says(tmp_path: Path) -> None:
     }
     of_color = [Path(p.uri).stem for p in photos if "/wood/test/color/" in p.uri]
     assert of_color == ["003", "005"]
-    mine = list_defect_set(str(tmp_path), types={"color": "spots", "liquid": "liquid", "hole": "-"})
-    of_wood = {key[1]: count for key, count in table(mine).items() if key[0] == "wood"}
-    assert of_wood == {"normal": 1, "spots": 8 + 3, "liquid": 10, "scratches": 16 + 1}
 
 
-def test_table_17_is_of_the_mvtec_layout_alone(tmp_path: Path) -> None:
-    for name in ("normal/0.png", "crack/0.png", "oil/0.png"):
-        storage.put(str(tmp_path / "tile" / name), PNG)
+def test_table_17_applies_only_when_it_is_asked_for(tmp_path: Path) -> None:
+    """One's own product may be called as a category of MVTec AD is."""
+    write_mvtec(str(tmp_path), "tile", {"crack": [0], "oil": [0]})
+    write_mvtec(str(tmp_path), "mug", {"chip": [0]})
     assert "tile" in MVTEC_TYPES
-    assert {photo.defect_type for photo in list_defect_set(str(tmp_path))} == {"normal", "crack", "oil"}
+    plain = {("tile", "crack", ""): 1, ("tile", "oil", ""): 1, ("mug", "chip", ""): 1}
+    assert {key: n for key, n in table(list_defect_set(str(tmp_path))).items() if key[1] != "normal"} == plain
+    photos = list_defect_set(str(tmp_path), types=TABLE_17)
+    assert {photo[1:3] for photo in photos if photo.defect_type != "normal"} == {
+        ("tile", "scratches"),
+        ("mug", "chip"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -251,11 +219,10 @@ def test_table_17_is_of_the_mvtec_layout_alone(tmp_path: Path) -> None:
         (["a/spots/0.png"], {}, "no normals there; put some into {product}/normal/"),
         (["a/normal/0.png"], {}, "no defects there; put some into {product}/{defect_type}/"),
         (["a/normal/0.png", "a/spots/0.png"], {"spots": "-"}, "no defects there (left out: a/spots); put"),
-        (["tile/train/good/0.png", "tile/test/oil/0.png"], {}, "no defects there (left out: tile/oil); put"),
         (
-            ["a/train/good/0.png", "a/train/cut/0.png"],
-            {},
-            "is a defect under train/, where MVTec AD has none",
+            ["tile/train/good/0.png", "tile/test/oil/0.png"],
+            TABLE_17,
+            "no defects there (left out: tile/oil); put",
         ),
     ],
 )
@@ -320,12 +287,153 @@ def test_neither_torch_nor_ray_is_needed() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_mask_that_marks_nothing_is_an_error_and_not_a_lesson(tmp_path: Path) -> None:
-    """Say one of 0 and 1, where white is meant."""
-    for name, value in (("000.png", 128), ("000_mask.png", 1)):
-        storage.put(f"{tmp_path}/p/spots/{name}", images.encode_png(np.full((8, 8, 1), value, np.uint8)))
-    photos = list_defect_set(str(tmp_path), kinds=["defects"])
-    with pytest.raises(UserError, match=r"000_mask.png: empty when brought to 8 × 8; a mask is white"):
-        load_masks(photos, 8)
-    storage.put(f"{tmp_path}/p/spots/000_mask.png", images.encode_png(np.full((8, 8, 1), 255, np.uint8)))
-    assert load_masks(photos, 8).all()
+# ------------------------------------------------------------------------------------------ what is in a mask
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+SQUARE = np.zeros((32, 48), bool)
+SQUARE[4:10, 30:40] = True
+
+
+def one_masked(folder: Path, mask: bytes, photo: bytes | None = None, extension: str = "png") -> Photo:
+    storage.put(str(folder / "p/spots/0.png"), photo or encoded(Image.new("L", (48, 32), 90)))
+    storage.put(str(folder / f"p/spots/0_mask.{extension}"), mask)
+    (found,) = list_defect_set(str(folder), kinds=["defects"])
+    return found
+
+
+def colours(colour: tuple[int, ...]) -> Image.Image:
+    return Image.fromarray(np.where(SQUARE[..., None], np.array(colour), 0).astype(np.uint8))
+
+
+def with_palette(*palette: int) -> Image.Image:
+    image = Image.fromarray(SQUARE.astype(np.uint8)).convert("P")
+    image.putpalette([*palette, *[0] * (768 - len(palette))])
+    return image
+
+
+SOFT = Image.fromarray(SQUARE.astype(np.uint8) * 255).filter(ImageFilter.GaussianBlur(1))
+ALPHA = np.dstack([np.full((32, 48, 3), 255, np.uint8), SQUARE.astype(np.uint8) * 255])
+
+MASKS = {
+    "255": Image.fromarray(SQUARE.astype(np.uint8) * 255),
+    "1": Image.fromarray(SQUARE.astype(np.uint8)),
+    "7": Image.fromarray(SQUARE.astype(np.uint8) * 7),
+    "1 bit": Image.fromarray(SQUARE),
+    "16 bits, 1": Image.fromarray(SQUARE.astype(np.uint16)),
+    "16 bits, 65535": Image.fromarray(SQUARE.astype(np.uint16) * 65535),
+    "32 bits": Image.fromarray(SQUARE.astype(np.int32)),
+    "red": colours((200, 0, 0)),
+    "dark blue": colours((0, 0, 20)),
+    "palette, black and maroon": with_palette(0, 0, 0, 128, 0, 0),
+    "palette, white and red": with_palette(255, 255, 255, 255, 0, 0),
+    "opacity": Image.fromarray(ALPHA),
+    "colours on what is clear": Image.fromarray(ALPHA * np.array([1, 0, 0, 1], np.uint8)),
+    "soft edges": SOFT,
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_whatever_is_no_background_is_defect(tmp_path: Path, name: str) -> None:
+    photo = one_masked(tmp_path, encoded(MASKS[name], "TIFF" if "bits" in name else "PNG"))
+    found = read_mask(photo)
+    assert found.dtype == bool
+    if name == "soft edges":
+        assert (found & SQUARE).sum() > 0.9 * (found | SQUARE).sum()
+    else:
+        np.testing.assert_array_equal(found, SQUARE)
+
+
+def test_a_jpeg_mask_is_told_at_the_middle(tmp_path: Path) -> None:
+    photo = one_masked(tmp_path, encoded(MASKS["255"], "JPEG", quality=60), extension="jpg")
+    assert len(np.unique(np.asarray(Image.open(photo.mask_uri or "")))) > 2
+    np.testing.assert_array_equal(read_mask(photo), SQUARE)
+
+
+def test_parts_are_united_and_a_smaller_mask_is_brought_to_the_photo(tmp_path: Path) -> None:
+    photo = one_masked(tmp_path, encoded(MASKS["255"]))
+    storage.put(
+        str(tmp_path / "p/spots/0_mask_2.png"), encoded(MASKS["1"].transpose(Image.Transpose.ROTATE_180))
+    )
+    (photo,) = list_defect_set(str(tmp_path), kinds=["defects"])
+    np.testing.assert_array_equal(read_mask(photo), SQUARE | SQUARE[::-1, ::-1])
+    half = one_masked(tmp_path / "half", encoded(MASKS["1"].resize((24, 16), Image.Resampling.NEAREST)))
+    found = read_mask(half)
+    assert found.shape == SQUARE.shape
+    assert (found & SQUARE).sum() > 0.9 * (found | SQUARE).sum()
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (Image.new("L", (48, 32)), "its mask is empty"),
+        (
+            Image.fromarray((~SQUARE).astype(np.uint8) * 255),
+            "its mask marks 96% of the photo: is it inverted",
+        ),
+        (Image.new("L", (48, 32), 255), "its mask marks 100% of the photo"),
+        (Image.new("L", (32, 32), 255), "its mask is 32×32 px, the photo 48×32"),
+        (Image.new("F", (48, 32), 1.0), "unsupported"),
+    ],
+)
+def test_a_mask_that_cannot_be_one_is_an_error_and_not_a_lesson(tmp_path: Path, mask, message: str) -> None:
+    photo = one_masked(tmp_path, encoded(mask, "TIFF"))
+    with pytest.raises(UserError, match=message) as caught:
+        load_masks([photo], 32)
+    assert "0_mask.png" in str(caught.value)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_photo_and_its_mask_lie_on_each_other(tmp_path: Path, orientation: int) -> None:
+    """Whether the mask was drawn on the photo as stored or as shown; where sizes do not tell, it is refused."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.where(SQUARE, 250, 10).astype(np.uint8))
+    photo = encoded(stored, exif=exif)
+    shown = ImageOps.exif_transpose(Image.open(io.BytesIO(photo)))
+    upright = np.asarray(shown) > 127
+    both = one_masked(tmp_path / "both", encoded(MASKS["255"], exif=exif), photo)
+    np.testing.assert_array_equal(read_mask(both), upright)
+    as_stored = one_masked(tmp_path / "stored", encoded(MASKS["255"]), photo)
+    as_shown = one_masked(tmp_path / "shown", encoded(Image.fromarray(upright)), photo)
+    if orientation in (2, 3, 4):
+        for found in (as_stored, as_shown):
+            with pytest.raises(UserError, match=f"turned by EXIF orientation {orientation}"):
+                read_mask(found)
+    else:
+        np.testing.assert_array_equal(read_mask(as_stored), upright)
+        np.testing.assert_array_equal(read_mask(as_shown), upright)
+
+
+def test_values_of_a_mask_may_be_types(folder_uri: str) -> None:
+    values = np.zeros((32, 48), np.uint8)
+    values[2:6, 2:6], values[20:28, 30:40], values[10:12, 10:30] = 1, 2, 3
+    storage.put(storage.join(folder_uri, "p/ok/0.png"), encoded(Image.new("L", (48, 32), 90)))
+    storage.put(storage.join(folder_uri, "p/defect/0.png"), encoded(Image.new("L", (48, 32), 90)))
+    storage.put(storage.join(folder_uri, "p/defect/0_mask.png"), encoded(Image.fromarray(values)))
+    named = {"1": "Scratch", "2": "spot", "3": "scratch"}
+    photos = list_defect_set(folder_uri, mask_values=named)
+    assert [(photo.defect_type, photo.mask_part) for photo in photos] == [
+        ("scratch", "1,3"), ("spot", "2"), ("normal", ""),
+    ]  # fmt: skip
+    scratch, spot, _ = (Photo.of_row(photo.row()) for photo in photos)
+    np.testing.assert_array_equal(read_mask(scratch), np.isin(values, (1, 3)))
+    np.testing.assert_array_equal(read_mask(spot), values == 2)
+    left = list_defect_set(folder_uri, mask_values=named | {"2": "-"}, kinds=["defects"])
+    assert [photo.defect_type for photo in left] == ["scratch"]
+    with pytest.raises(UserError, match=r'0_mask\.png has the value 3, .*"3" = "-"'):
+        list_defect_set(folder_uri, mask_values={"1": "a", "2": "b"})
+    with pytest.raises(UserError, match="mask_values: 'red' is no value"):
+        list_defect_set(folder_uri, mask_values={"red": "a"})
+
+
+def test_colours_of_a_mask_may_be_types(tmp_path: Path) -> None:
+    one_masked(tmp_path, encoded(colours((255, 0, 16))))
+    (photo,) = list_defect_set(str(tmp_path), kinds=["defects"], mask_values={"#ff0010": "crack"})
+    assert photo.defect_type == "crack"
+    np.testing.assert_array_equal(read_mask(photo), SQUARE)

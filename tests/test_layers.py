@@ -23,6 +23,7 @@ LAYERS = [
         "show",
         "relay",
         "extras",
+        "learned",
         "pretrained",
     },
     {"config", "resources", "on_ray"},

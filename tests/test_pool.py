@@ -100,7 +100,8 @@ def test_listing_is_a_stream(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> No
         assert len(list(index_pool(s3_uri))) == 12
     finally:
         client.meta.events.unregister("before-call")
-    assert requests == ["ListObjectsV2"]
+    # The pool, its three products, and its folders for what it is: so few for a pool of millions, too.
+    assert requests == ["ListObjectsV2"] * 5
     endless = (storage.Entry(f"pool/a/{i}.png", 1, "e") for i in itertools.count())
     monkeypatch.setattr(storage, "list_files", lambda uri: endless)
     assert len(list(itertools.islice(index_pool("pool"), 5))) == 5
@@ -188,6 +189,15 @@ def test_manifests_that_are_wrong(tmp_path) -> None:
     storage.put(pool, b"uri,product\na.png,\n")
     with pytest.raises(UserError, match="a row without a product"):
         list(index_pool(pool))
+    for uris, message in (
+        ([1, 2], "its uri column holds int64, not text"),
+        ([["a.png"]], "its uri column holds list<.*>, not text"),
+        (["a\0b.png"], r"'a\\x00b.png' holds signs that no file's name has"),
+        (["b.parquet#x"], "'b.parquet#x' names no row; write file.parquet#17"),
+    ):
+        put_parquet(str(tmp_path / "m.parquet"), pa.table({"uri": uris, "product": ["p"] * len(uris)}))
+        with pytest.raises(UserError, match=message):
+            list(index_pool(str(tmp_path / "m.parquet")))
     put_parquet(str(tmp_path / "folder" / "m.parquet"), pa.table({"uri": ["a.png"], "product": ["x"]}))
     with pytest.raises(UserError, match="name a manifest itself as the pool"):
         list(index_pool(str(tmp_path / "folder")))
@@ -197,3 +207,113 @@ def test_manifests_that_are_wrong(tmp_path) -> None:
     put_parquet(str(tmp_path / "x.parquet"), pa.table({"pixels": [1]}))
     with pytest.raises(UserError, match="no `image` column among"):
         list(index_pool(str(tmp_path / "x.parquet")))
+
+
+@pytest.mark.parametrize(
+    "spelling", ["{}/own/../a.png", "own/../a.png", "./a.png", "file://{}/a.png", "{}//a.png"]
+)
+def test_a_normal_has_one_spelling(tmp_path, spelling: str) -> None:
+    storage.put(str(tmp_path / "a.png"), b"x")
+    storage.put(
+        str(tmp_path / "pool.csv"),
+        f"uri,product\n{tmp_path}/a.png,p\n{spelling},p\n".format(tmp_path).encode(),
+    )
+    with pytest.raises(UserError, match="stands in it twice"):
+        list(index_pool(str(tmp_path / "pool.csv")))
+
+
+def test_the_folder_one_stands_in_is_a_pool(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.put(str(tmp_path / "steel/a.png"), b"x")
+    storage.put(str(tmp_path / "a.b/c.png"), b"x")
+    monkeypatch.chdir(tmp_path)
+    assert [(normal.uri, normal.product) for normal in index_pool(".")] == [
+        ("a.b/c.png", "a.b"),
+        ("steel/a.png", "steel"),
+    ]
+
+
+def test_names_that_look_like_rows_of_parquet(tmp_path) -> None:
+    storage.put(str(tmp_path / "p/x.parquet#3.png"), b"x")
+    [normal] = index_pool(str(tmp_path))
+    assert contents([normal]) == [b"x"]
+
+
+@pytest.mark.parametrize(
+    "product", ["../outside", "a/../../outside", "/outside", ".", "..", ".hidden", "a\\b", "a\tb", "x" * 201]
+)
+@pytest.mark.parametrize("kind", ["manifest", "column", "recipe"])
+def test_a_product_is_a_name_and_no_path(tmp_path, product: str, kind: str) -> None:
+    if kind == "manifest":
+        put_parquet(str(tmp_path / "pool.parquet"), pa.table({"uri": ["a.png"], "product": [product]}))
+    elif kind == "column":
+        put_parquet(str(tmp_path / "pool.parquet"), pa.table({"image": [b"x"], "product": [product]}))
+    else:
+        put_parquet(str(tmp_path / "pool.parquet"), pa.table({"image": [b"x"]}))
+    with pytest.raises(UserError, match="is no name of a product"):
+        list(index_pool(str(tmp_path / "pool.parquet"), product if kind == "recipe" else None))
+
+
+# ------------------------------------------------------------------------------------------ defect sets as pools
+
+SETS_AS_POOLS = {
+    "our layout": (
+        ["steel/normal/0.png", "steel/normal/1.png", "steel/scratch/0.png", "steel/scratch/0_mask.png"],
+        {"steel/normal/0.png": "steel", "steel/normal/1.png": "steel"},
+    ),
+    "MVTec AD": (
+        [
+            "nut/train/good/0.png", "nut/test/good/0.png", "nut/test/crack/0.png",
+            "nut/ground_truth/crack/0_mask.png", "nut/license.txt",
+        ],
+        {"nut/train/good/0.png": "nut"},
+    ),
+    "one category": (["train/good/0.png", "test/good/0.png", "test/crack/0.png"], {"train/good/0.png": "set"}),
+    "VisA": (
+        ["nut/Data/Images/Normal/0.JPG", "nut/Data/Images/Anomaly/0.JPG", "nut/Data/Masks/Anomaly/0.png"],
+        {"nut/Data/Images/Normal/0.JPG": "nut"},
+    ),
+    "magnetic tile": (
+        ["MT_Free/Imgs/1.jpg", "MT_Free/Imgs/1.png", "MT_Crack/Imgs/2.jpg", "MT_Crack/Imgs/2.png"],
+        {"MT_Free/Imgs/1.jpg": "set"},
+    ),
+    "splits in a table": (
+        ["a/ok/0.png", "a/ok/1.png", "a/cut/0.png"],
+        {"a/ok/0.png": "a"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SETS_AS_POOLS)
+def test_of_a_defect_set_the_normals_are_the_pool_and_none_held_out(folder_uri: str, name: str) -> None:
+    files, normals = SETS_AS_POOLS[name]
+    uri = storage.join(folder_uri, "set")
+    for file in files:
+        storage.put(storage.join(uri, file), file.encode())
+    if name == "splits in a table":
+        rows = "path,split\na/ok/0,train\na/ok/1,test\na/cut/0,train\n"
+        storage.put(storage.join(uri, "metadata.csv"), rows.encode())
+    said: list[str] = []
+    found = {
+        normal.uri.removeprefix(f"{uri}/"): normal.product for normal in index_pool(uri, say=said.append)
+    }
+    assert found == normals
+    [line] = said
+    assert f"{len(normals)} normals are taken" in line
+    assert "left alone" in line
+    assert {normal.product for normal in index_pool(uri, "other")} == {"other"}
+
+
+def test_plain_pools_stay_as_they_are(tmp_path) -> None:
+    """Deeper folders, also those called good, are no defect set as long as nothing else lies beside them."""
+    for name in ("a/good/0.png", "b/good/line 2/0.png", "c/0.png"):
+        storage.put(str(tmp_path / name), b"x")
+    said: list[str] = []
+    assert [normal.product for normal in index_pool(str(tmp_path), say=said.append)] == ["a", "b", "c"]
+    assert not said
+
+
+def test_masks_in_a_pool_are_not_learned_as_normals(tmp_path) -> None:
+    for name in ("a/0.png", "a/0_mask.png"):
+        storage.put(str(tmp_path / name), b"x")
+    with pytest.raises(UserError, match=r"a/0_mask\.png looks like a mask, .*name the normals in a manifest"):
+        list(index_pool(str(tmp_path)))

@@ -109,6 +109,26 @@ def recognise(root: str, photos: Iterable[str], masks: Iterable[str]) -> Layout 
     return Layout(_with_splits(name, cells), _drop_idle_splits(cells))
 
 
+def recognise_pool(root: str, folders: Iterable[str]) -> tuple[str, Callable[[str], Cell | None]] | None:
+    """Whether a pool is a defect set, that holds more than normals.
+
+    Args:
+        root: name of the pool's own folder.
+        folders: some of those below it.
+
+    Returns:
+        The layout's name, and what tells of a folder which files it holds; None for a pool of normals alone.
+    """
+    parsed = [parse_folder(path) for path in folders]
+    found = _choose(root, [folder.names for folder in parsed if not folder.holds_masks], has_masks=False)
+    if found is None:
+        return None
+    name, read = found
+    kinds = {cell.kind for folder in parsed if (cell := read(folder)) and not cell.holds_masks}
+    holds_more = len(kinds) > 1 or any(folder.split or folder.holds_masks for folder in parsed)
+    return (name, lambda path: read(parse_folder(path))) if NORMAL in kinds and holds_more else None
+
+
 _Read = Callable[[Folder], Cell | None]
 
 

@@ -1,10 +1,12 @@
 """The pool: a large set of normals in storage, listed as a stream and read one by one."""
 
 import hashlib
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -12,8 +14,13 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from raygen import storage
+from raygen.data.layouts import Cell, parse_folder, recognise_pool
+from raygen.data.mask_files import suffix_of
+from raygen.data.metadata import METADATA
+from raygen.data.survey import survey
 from raygen.errors import UserError
 from raygen.images import EXTENSIONS, BadImageError
+from raygen.records import NORMAL, check_name
 
 
 class Normal(NamedTuple):
@@ -43,8 +50,14 @@ def drawn_sha256(normal_uri: str, product: str) -> str:
     return hashlib.sha256(f"{product}/{normal_uri}".encode()).hexdigest()
 
 
-def index_pool(pool_uri: str, product: str | None = None, products: Sequence[str] = ()) -> Iterator[Normal]:
-    """Streams the normals of a pool in a fixed order.
+Say = Callable[[str], None]
+
+
+def index_pool(
+    pool_uri: str, product: str | None = None, products: Sequence[str] = (), say: Say = lambda _: None
+) -> Iterator[Normal]:
+    """Streams the normals of a pool in a fixed order. Of a pool that is a defect set it takes the normals that are
+    not held out, and says so.
 
     Args:
         pool_uri: a folder of images (`{product}/**/*.png` …) or of Parquet files with an `image` column and a
@@ -52,10 +65,11 @@ def index_pool(pool_uri: str, product: str | None = None, products: Sequence[str
             `seeds:FIRST-END`, normals that a generator draws.
         product: the product of every normal, where neither folders nor a column tell it.
         products: those that take turns, where a generator draws the normals.
+        say: takes a line for the user.
 
     Raises:
-        UserError: a missing or empty pool, an image without a product, a manifest without its columns or with
-            a URI that stands in it twice.
+        UserError: a missing or empty pool, an image without a product, or one that looks like a mask; a manifest
+            without its columns, or with a URI that is none, or stands in it twice; a product that is no name.
     """
     pool_uri = storage.normalize(pool_uri)
     if is_drawn(pool_uri):
@@ -70,12 +84,13 @@ def index_pool(pool_uri: str, product: str | None = None, products: Sequence[str
         manifest = _read_parquet_manifest(pool_uri)
         normals = _index_manifest(pool_uri, manifest, product) if manifest else _index_images(entry, product)
     else:
-        normals = _index_folder(pool_uri, product)
-    empty = True
+        normals = _index_folder(pool_uri, product, say)
+    seen: set[str] = set()
     for normal in normals:
-        empty = False
+        if normal.product not in seen:
+            seen.add(check_name("product", normal.product, f"pool {pool_uri}"))
         yield normal
-    if empty:
+    if not seen:
         kinds = " ".join(extension.removeprefix(".") for extension in EXTENSIONS)
         raise UserError(f"pool {pool_uri}: no images there; expected {{product}}/**/*.({kinds} parquet)")
 
@@ -88,20 +103,85 @@ def _index_seeds(pool_uri: str, products: Sequence[str]) -> Iterator[Normal]:
         yield Normal(f"seed:{seed}", products[seed % len(products)], 0, None)
 
 
-def _index_folder(pool_uri: str, product: str | None) -> Iterator[Normal]:
-    prefix = len(pool_uri) + 1
+def _index_folder(pool_uri: str, product: str | None, say: Say) -> Iterator[Normal]:
+    known = recognise_pool(Path(pool_uri).absolute().name, _some_folders(pool_uri))
+    if known:
+        yield from _index_defect_set(pool_uri, *known, product, say)
+        return
     for entry in storage.list_files(pool_uri):
         name = entry.uri.lower()
         if name.endswith(".parquet"):
             yield from _index_images(entry, product)
         elif name.endswith(EXTENSIONS):
-            folder, slash, _ = entry.uri[prefix:].partition("/")
+            folder, slash, file = entry.uri.removeprefix(f"{pool_uri}/").partition("/")
             if not slash and product is None:
                 raise UserError(
                     f"pool {pool_uri}: {entry.uri} stands in no product folder; move it to {{product}}/, "
                     "or set product=… for the whole pool"
                 )
+            if _MASK.search(file or folder):
+                raise UserError(
+                    f"pool {pool_uri}: {entry.uri} looks like a mask, so others may be defects; move them "
+                    "elsewhere, or name the normals in a manifest"
+                )
             yield Normal(entry.uri, product or folder, entry.size, entry.etag)
+
+
+_MASK = re.compile(r"_(mask|gt)\.\w+$", re.IGNORECASE)
+
+
+def _some_folders(pool_uri: str) -> list[str]:
+    """Paths of some of a pool's folders: enough to tell whether it is a defect set, in a few requests."""
+    found: list[str] = []
+    level = [""]
+    for depth in range(_DEEP):
+        below: list[str] = []
+        for path in level:
+            uri = storage.join(pool_uri, path) if path else pool_uri
+            below += [f"{path}/{name}".lstrip("/") for name in storage.list_folders(uri)]
+        found += below
+        # Products are many and alike; below them, only folders without a meaning of their own are looked into.
+        level = [path for path in below if depth == 0 or len(parse_folder(path).names) < 2][:_SOME]
+    return found
+
+
+_DEEP, _SOME = 4, 8
+
+
+def _index_defect_set(
+    pool_uri: str, name: str, cell_of: Callable[[str], Cell | None], product: str | None, say: Say
+) -> Iterator[Normal]:
+    """The normals of a defect set that are not held out."""
+    metadata_uri = f"{pool_uri}/{METADATA}"
+    told = {}
+    if storage.exists(
+        metadata_uri
+    ):  # then it is listed whole: who wrote a row for each photo has not millions
+        told = {photo.uri: photo.split for photo in survey(pool_uri, kinds=["normals"]).photos}
+    cells: dict[str, Cell | None] = {}
+    taken, held_out, others = 0, 0, 0
+    before = ""
+    for entry in storage.list_files(pool_uri):
+        path, _, _ = entry.uri.removeprefix(f"{pool_uri}/").rpartition(".")
+        if not entry.uri.lower().endswith(EXTENSIONS):
+            continue
+        folder, _, stem = path.rpartition("/")
+        if folder not in cells:
+            cells[folder] = cell_of(folder)
+        cell = cells[folder]
+        is_mask = suffix_of(stem) or path == before  # "7.png" after "7.jpg"
+        before = path
+        if cell is None or cell.holds_masks or cell.kind != NORMAL or is_mask:
+            others += 1
+        elif (cell.split or told.get(entry.uri, "")) in ("val", "test"):
+            held_out += 1
+        else:
+            taken += 1
+            yield Normal(entry.uri, product or cell.product, entry.size, entry.etag)
+    say(
+        f"pool {pool_uri}: read as {name}: {taken:,} normals are taken; {held_out:,} of val and test, "
+        f"and {others:,} other images, are left alone"
+    )
 
 
 def _index_images(entry: storage.Entry, product: str | None) -> Iterator[Normal]:
@@ -125,21 +205,37 @@ def _index_manifest(manifest_uri: str, table: pa.Table, product: str | None) -> 
     """A table with `uri`, `product` and, where reads shall be conditional, `etag`."""
     if "uri" not in table.column_names or ("product" not in table.column_names and product is None):
         raise UserError(f"pool {manifest_uri}: needs the columns uri and product, has {table.column_names}")
+    if not pa.types.is_string(table.schema.field("uri").type) and not pa.types.is_large_string(
+        table.schema.field("uri").type
+    ):
+        raise UserError(
+            f"pool {manifest_uri}: its uri column holds {table.schema.field('uri').type}, not text"
+        )
     base_uri = manifest_uri.rpartition("/")[0] or "."
     seen: set[str] = set()
     for batch in table.to_batches():
         etags = batch.column("etag").to_pylist() if "etag" in table.column_names else [None] * batch.num_rows
         names = batch.column("uri").to_pylist()
         for name, of, etag in zip(names, _products(batch, product, manifest_uri), etags, strict=True):
-            if not name:
-                raise UserError(f"pool {manifest_uri}: a row without a uri; drop it")
-            uri = storage.normalize(
-                name if "://" in name or name.startswith("/") else storage.join(base_uri, name)
-            )
-            if uri in seen:
+            uri = _uri_of(name, base_uri, manifest_uri)
+            place = os.path.abspath(uri) if storage.is_local(uri) else uri  # noqa: PTH100 (links stay links)
+            if place in seen:
                 raise UserError(f"pool {manifest_uri}: {uri} stands in it twice; keep one row per normal")
-            seen.add(uri)
+            seen.add(place)
             yield Normal(uri, of, -1, etag or None)
+
+
+def _uri_of(name: str | None, base_uri: str, manifest_uri: str) -> str:
+    """The URI that a row of a manifest names."""
+    if not name:
+        raise UserError(f"pool {manifest_uri}: a row without a uri; drop it")
+    if any(ord(sign) < 32 or ord(sign) == 127 for sign in name):
+        raise UserError(
+            f"pool {manifest_uri}: {name!r} holds signs that no file's name has; write the URI as it is"
+        )
+    if ".parquet#" in name.lower() and not _is_row(name) and not name.lower().endswith(EXTENSIONS):
+        raise UserError(f"pool {manifest_uri}: {name!r} names no row; write file.parquet#17")
+    return storage.normalize(name if "://" in name or name.startswith("/") else storage.join(base_uri, name))
 
 
 def _products(batch: pa.RecordBatch, product: str | None, where: str) -> list[str]:
@@ -223,8 +319,11 @@ def read_normals(uris: Sequence[str], etags: Sequence[str | None], num_threads: 
             yield from threads.map(_read_file, uris[part], etags[part])
 
 
+_ROW = re.compile(r"\.parquet#\d+$", re.IGNORECASE)
+
+
 def _is_row(uri: str) -> bool:
-    return ".parquet#" in uri.lower()
+    return _ROW.search(uri) is not None
 
 
 def _read_file(uri: str, etag: str | None) -> RawNormal:

@@ -237,7 +237,7 @@ def _by_values(photos: Sequence[Photo], named: Mapping[str, str], types: Types) 
             parts: dict[str, list[str]] = {}
             for key in sorted(keys):
                 kind = _renamed(named[key].strip().lower(), types)
-                if kind:
+                if kind not in ("", "-"):
                     parts.setdefault(kind, []).append(key)
             split += [photo._replace(defect_type=kind, mask_part=",".join(of)) for kind, of in parts.items()]
     return split

@@ -3,16 +3,32 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from raygen import storage
+from raygen.data.layouts import parse_folder
 from raygen.data.runs import read_manifest, read_run, read_shard
 from raygen.errors import UserError
-from raygen.records import NORMAL
+from raygen.records import NORMAL, check_name
 
 METADATA = "metadata.csv"
 _COLUMNS: tuple[str, ...] = ("id", "product", "domain", "split", "source", "run", "normal")
+
+
+def _folders(sample: Mapping[str, Any], run_uri: str) -> tuple[str, str, str]:
+    """Where a sample is written below the set: its names, which must not lead elsewhere, nor be read as other than
+    they are."""
+    names = sample["product"], sample["defect_type"], sample["sample_id"]
+    for what, name in zip(("product", "defect type", "sample"), names, strict=True):
+        check_name(what, name, run_uri)
+    if parse_folder("/".join(names[:2])).names != names[:2]:
+        raise UserError(
+            f"{run_uri}: folders called {names[0]}/{names[1]} would be read as splits or masks; rename the type "
+            "by `types` where it is learned"
+        )
+    return names
 
 
 def write_defect_set(run_uri: str, output_uri: str, say: Callable[[str], None] = print) -> int:
@@ -41,9 +57,7 @@ def write_defect_set(run_uri: str, output_uri: str, say: Callable[[str], None] =
             for sample in read_shard(run_uri, stats).to_pylist():
                 if not sample["accepted"] or sample["defect_type"] == NORMAL:
                     continue
-                place = storage.join(
-                    output_uri, sample["product"], sample["defect_type"], sample["sample_id"]
-                )
+                place = storage.join(output_uri, *_folders(sample, run_uri))
                 files.append((f"{place}.png", sample["image"]["bytes"]))
                 if run.is_judged:  # else nobody has looked for masks, and they are black
                     files.append((f"{place}_mask.png", sample["mask"]["bytes"]))

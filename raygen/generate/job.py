@@ -46,7 +46,7 @@ def generate(config: GenerateConfig, say: Callable[[str], None] = print) -> Mani
     if manifest is None:
         say(f"indexing {config.pool} …")
         check_writable(config.output)
-    run = open_run(config, checkpoint)
+    run = open_run(config, checkpoint, say)
     _say_what(config, run, checkpoint, say)
     if manifest is not None:
         say(f"{config.output} is complete: nothing to do")
@@ -70,7 +70,7 @@ def dry_run(config: GenerateConfig, say: Callable[[str], None] = print) -> None:
     run = read_run(config.output)
     if run is None:
         with tempfile.TemporaryDirectory() as folder:
-            run = draft_run(config, checkpoint, Path(folder) / "plan.parquet")
+            run = draft_run(config, checkpoint, Path(folder) / "plan.parquet", say)
     else:
         refuse_another(run, config, checkpoint.digest)
         say(f"{config.output} holds this run: {len(done_shards(config.output)):,} of its shards are done")

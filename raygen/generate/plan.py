@@ -10,7 +10,7 @@ import itertools
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +33,9 @@ from raygen.records import NORMAL, PLAN_SCHEMA, SampleRequest, digest, plan_requ
 _MAX_SHARD_BYTES = 2**30  # of a shard's samples before they are encoded: a task holds them all at once
 
 
-def open_run(config: GenerateConfig, checkpoint: Checkpoint) -> Run:
+def open_run(
+    config: GenerateConfig, checkpoint: Checkpoint, say: Callable[[str], None] = lambda _: None
+) -> Run:
     """Begins the run of a config in its output folder, or resumes the one that stands there.
 
     Raises:
@@ -43,7 +45,7 @@ def open_run(config: GenerateConfig, checkpoint: Checkpoint) -> Run:
     if run is None:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "plan.parquet"
-            run = draft_run(config, checkpoint, file)
+            run = draft_run(config, checkpoint, file, say)
             with file.open("rb") as data:
                 storage.put(storage.join(config.output, run.plan), data)
             if (learned := _learned(config, checkpoint)) is not None:
@@ -57,7 +59,12 @@ def open_run(config: GenerateConfig, checkpoint: Checkpoint) -> Run:
     return run
 
 
-def draft_run(config: GenerateConfig, checkpoint: Checkpoint, plan_file: Path) -> Run:
+def draft_run(
+    config: GenerateConfig,
+    checkpoint: Checkpoint,
+    plan_file: Path,
+    say: Callable[[str], None] = lambda _: None,
+) -> Run:
     """Indexes the pool and cuts its plan into a local file; writes nothing to the output."""
     requests = choose_requests(config, checkpoint)
     image_size, channels = checkpoint.config.image_size, checkpoint.config.channels
@@ -67,7 +74,8 @@ def draft_run(config: GenerateConfig, checkpoint: Checkpoint, plan_file: Path) -
     with pq.ParquetWriter(plan_file, PLAN_SCHEMA, write_statistics=False) as writer:
         for shard, rows in enumerate(
             _batched(
-                index_pool(config.pool, config.product, checkpoint.config.products), config.normals_per_shard
+                index_pool(config.pool, config.product, checkpoint.config.products, say),
+                config.normals_per_shard,
             )
         ):
             writer.write_table(plan_table(rows, shard, shard * config.normals_per_shard))

@@ -6,7 +6,7 @@ the recipe decides a sample. Nothing here reads an image; a night's cost follows
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Literal, NamedTuple
 
@@ -74,7 +74,9 @@ class Change(NamedTuple):
     leaving: pa.Table  # LEDGER_SCHEMA: its samples leave the table
 
 
-def list_pool(config: GenerateConfig, products: Sequence[str]) -> pa.Table:
+def list_pool(
+    config: GenerateConfig, products: Sequence[str], say: Callable[[str], None] = lambda _: None
+) -> pa.Table:
     """The pool's listing in POOL_SCHEMA.
 
     Raises:
@@ -82,7 +84,7 @@ def list_pool(config: GenerateConfig, products: Sequence[str]) -> pa.Table:
     """
     batches = []
     rows: list[tuple[str, str, str | None]] = []
-    for normal in index_pool(config.pool, config.product, products):
+    for normal in index_pool(config.pool, config.product, products, say):
         rows.append((normal.uri, normal.product, normal.etag))
         if len(rows) == _BATCH:
             batches.append(_batch(rows))

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pyarrow as pa
 
@@ -23,7 +23,10 @@ def recipe_of(config: RefreshConfig) -> GenerateConfig:
 
 
 def look(
-    config: RefreshConfig, checkpoint: Checkpoint, table: PublishedTable | None
+    config: RefreshConfig,
+    checkpoint: Checkpoint,
+    table: PublishedTable | None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[str, str], Change]:
     """The pool against the table: each product's key, and what changed."""
     publication = table.publication() if table else None
@@ -33,7 +36,7 @@ def look(
         else LEDGER_SCHEMA.empty_table()
     )
     recipe = recipe_of(config)
-    pool = list_pool(recipe, checkpoint.config.products)
+    pool = list_pool(recipe, checkpoint.config.products, say)
     keys = keys_of(recipe, checkpoint, sorted(pc.unique(pool["product"]).to_pylist()))
     return keys, compare(pool, ledger, keys, config.policy)
 

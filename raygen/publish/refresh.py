@@ -86,7 +86,7 @@ def dry_run(config: RefreshConfig, say: Say = print) -> None:
     say(config.model_dump_json(indent=2))
     table = open_table(config.table)
     read_blocklist(config.audit.blocklist)
-    _, change = look(config, checkpoint, table)
+    _, change = look(config, checkpoint, table, say)
     counts, requests = change.counts, choose_requests(recipe_of(config), checkpoint)
     report = RefreshReport(
         status="nothing to do",
@@ -171,7 +171,7 @@ class _Refresh:
         Raises:
             PromiseError: nothing has changed, but normals of the table stand on the blocklist by now.
         """
-        keys, change = look(self.config, self.checkpoint, table)
+        keys, change = look(self.config, self.checkpoint, table, self.say)
         if not change.counts.work and not change.counts.removed:
             finding = audit_normals(self.blocklist, [change.kept])
             if not finding.passed:
