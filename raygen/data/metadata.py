@@ -28,7 +28,8 @@ class Key(NamedTuple):
 
     path: str  # below the set, without the extension
     product: str
-    kinds: tuple[str, ...]  # its folder, and the type that it is read as
+    folder: str
+    defect_type: str  # that it is read as
 
 
 class Told(NamedTuple):
@@ -146,12 +147,13 @@ class _Index:
         return self._fitting(self.numbers.get(int(name), ()), row) if name.isdecimal() else []
 
     def _fitting(self, places: Iterable[int], row: _Row) -> list[int]:
-        return [
-            place
-            for place in places
-            if (row.product is None or row.product == self.keys[place].product.casefold())
-            and (row.kind is None or row.kind in self.keys[place].kinds)
-        ]
+        places = [place for place in places if row.product in (None, self.keys[place].product.casefold())]
+        if row.kind is None:
+            return places
+        for name in ("folder", "defect_type"):  # what a folder is called goes before what it is read as
+            if found := [place for place in places if getattr(self.keys[place], name) == row.kind]:
+                return found
+        return []
 
 
 def _without_extension(name: str) -> str:

@@ -286,7 +286,7 @@ def _read_told(
     if not any(entry.uri == metadata_uri for entry in entries):
         return nothing
     keys = [
-        Key(f"{file.folder}/{file.stem}".lstrip("/"), cell.product, (cell.kind, kind))
+        Key(f"{file.folder}/{file.stem}".lstrip("/"), cell.product, cell.kind, kind)
         for file, cell, _, kind in named
     ]
     metadata = read_metadata(metadata_uri, keys, [not cell.split for _, cell, _, _ in named])
