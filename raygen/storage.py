@@ -274,6 +274,9 @@ def _local_etag(status: os.stat_result) -> str:
 
 
 def _list_local(folder: Path, deep: bool) -> Iterator[Entry]:
+    base = (
+        "" if str(folder) == "." else str(folder).rstrip("/") + "/"
+    )  # joined as text: paths are slow to make
     try:
         with os.scandir(folder) as found:
             # A folder sorts as "name/", so that the whole walk is in the order of the full names.
@@ -287,7 +290,7 @@ def _list_local(folder: Path, deep: bool) -> Iterator[Entry]:
             continue
         if not name.endswith("/"):
             status = entry.stat() if entry.is_file() else entry.stat(follow_symlinks=False)  # a broken link
-            yield Entry(str(folder / name), status.st_size, _local_etag(status))
+            yield Entry(base + name, status.st_size, _local_etag(status))
         elif deep:
             yield from _list_local(folder / entry.name, deep)
 

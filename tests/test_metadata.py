@@ -38,7 +38,7 @@ WRITTEN = {
     "paths with backslashes": table([(f"steel\\{kind}\\{i}.png", s) for i, _, kind, s in ROWS], "File,Split"),
     "ends of paths": table([(f"{kind}/{i}", split) for i, _, kind, split in ROWS], "image,split"),
     "capitals": table(((i, "Steel", kind.title(), split.upper()) for i, _, kind, split in ROWS), HEAD.upper()),
-    "blanks": table(((f" {i} ", " steel", f"{kind} ", f"{s} ") for i, _, kind, s in ROWS), HEAD.replace(",", " ,")),
+    "blanks": table(((f" {i} ", " steel", f"{kind} ", f"{s} ") for i, _, kind, s in ROWS), HEAD.title()),
     "good for normal": table((i, p, kind.replace("normal", "good"), split) for i, p, kind, split in ROWS),
     "semicolons": table(ROWS).replace(",", ";"),
     "tabs": table(ROWS).replace(",", "\t"),

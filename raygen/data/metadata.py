@@ -3,8 +3,9 @@
 import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from raygen import storage
 from raygen.data.layouts import normal_or, split_of
@@ -123,28 +124,41 @@ class _Index:
 
     def __init__(self, keys: Sequence[Key]) -> None:
         self.keys = keys
-        self.paths: dict[str, list[int]] = {}
+        self.exact: dict[tuple[str, str, str], list[int]] = {}
         self.names: dict[str, list[int]] = {}
-        self.numbers: dict[int, list[int]] = {}
         for place, key in enumerate(keys):
-            path = key.path.casefold()
-            name = path.rpartition("/")[2]
-            self.paths.setdefault(path, []).append(place)
+            name = key.path.rpartition("/")[2].casefold()
+            self.exact.setdefault((name, key.product.casefold(), key.folder), []).append(place)
             self.names.setdefault(name, []).append(place)
-            if name.isdecimal():
-                self.numbers.setdefault(int(name), []).append(place)
 
-    def find(self, row: _Row) -> list[int]:
+    @cached_property
+    def numbers(self) -> dict[int, list[int]]:
+        """Names that are numbers, as a spreadsheet has them."""
+        found: dict[int, list[int]] = {}
+        for name, places in self.names.items():
+            if name.isdecimal():
+                found.setdefault(int(name), []).extend(places)
+        return found
+
+    def find(self, row: _Row) -> Sequence[int]:
         name = _without_extension(row.id).casefold()
-        if "/" in name:
-            if found := self.paths.get(name):
-                return self._fitting(found, row)
-            ends = self.names.get(name.rpartition("/")[2], ())
-            ends = [place for place in ends if f"/{self.keys[place].path.casefold()}".endswith(f"/{name}")]
-            return self._fitting(ends, row)
+        if (
+            row.product is not None
+            and row.kind is not None
+            and (found := self.exact.get((name, row.product, row.kind)))
+        ):
+            return found
+        last = name.rpartition("/")[2]
+        if last != name:
+            ends = [place for place in self.names.get(last, ()) if self._path(place).endswith(f"/{name}")]
+            exact = [place for place in ends if self._path(place) == f"/{name}"]
+            return self._fitting(exact or ends, row)
         if found := self._fitting(self.names.get(name, ()), row):
             return found
         return self._fitting(self.numbers.get(int(name), ()), row) if name.isdecimal() else []
+
+    def _path(self, place: int) -> str:
+        return f"/{self.keys[place].path.casefold()}"
 
     def _fitting(self, places: Iterable[int], row: _Row) -> list[int]:
         places = [place for place in places if row.product in (None, self.keys[place].product.casefold())]
@@ -167,8 +181,8 @@ def _read(uri: str) -> tuple[set[str], list[_Row]]:
         text = storage.read(uri).decode("utf-8-sig")
         head = text.partition("\n")[0]
         separator = max(",;\t", key=head.count)
-        table = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
-        spelt = {(name or "").strip().lower(): name for name in table.fieldnames or ()}
+        table = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+        spelt = {name.strip().lower(): column for column, name in enumerate(next(table, []))}
         columns = {
             usual: spelt[next(name for name in names if name in spelt)]
             for usual, names in _NAMES.items()
@@ -179,18 +193,18 @@ def _read(uri: str) -> tuple[set[str], list[_Row]]:
         raise UserError(f"{uri}: not a CSV file in UTF-8 ({error}); mend or remove it") from None
 
 
-def _rows(table: "csv.DictReader[str]", columns: Mapping[str, str]) -> Iterator[_Row]:
-    for values in table:
+def _rows(table: Any, columns: Mapping[str, int]) -> Iterator[_Row]:
+    product, domain, split, group = (columns.get(name) for name in ("product", "domain", "split", "group"))
+    for cells in table:
 
-        def cell(name: str, values: Mapping[str, str] = values) -> str | None:
-            return (values[columns[name]] or "").strip() if name in columns else None
+        def cell(column: int | None, cells: Sequence[str] = cells) -> str:
+            return cells[column].strip() if column is not None and column < len(cells) else ""
 
-        product, kind = cell("product"), cell("domain")
-        if name := cell("id"):
+        if name := cell(columns.get("id")):
             yield _Row(
                 table.line_num,
                 name,
-                None if product is None else product.casefold(),
-                None if kind is None else normal_or(kind),
-                Told(split_of(cell("split") or ""), cell("group") or ""),
+                None if product is None else cell(product).casefold(),
+                None if domain is None else normal_or(cell(domain)),
+                Told(split_of(cell(split)), cell(group)),
             )

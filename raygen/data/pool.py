@@ -119,7 +119,7 @@ def _index_folder(pool_uri: str, product: str | None, say: Say) -> Iterator[Norm
                     f"pool {pool_uri}: {entry.uri} stands in no product folder; move it to {{product}}/, "
                     "or set product=… for the whole pool"
                 )
-            if _MASK.search(file or folder):
+            if ("mask" in name or "_gt" in name) and _MASK.search(file or folder):
                 raise UserError(
                     f"pool {pool_uri}: {entry.uri} looks like a mask, so others may be defects; move them "
                     "elsewhere, or name the normals in a manifest"

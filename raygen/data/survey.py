@@ -135,9 +135,7 @@ def survey(
     _refuse_shared_masks(listed)
     if mask_values:
         listed = _by_values(listed, values_of(mask_values), types)
-    for photo in listed:
-        check_name("product", photo.product, photo.uri)
-        check_name("defect type", photo.defect_type, photo.uri)
+    _check_names(listed)
     listed = [photo for photo in listed if ("normals" if photo.defect_type == NORMAL else "defects") in kinds]
     _check_kinds(uri, listed, dropped, kinds)
     _refuse_masks(listed)
@@ -297,6 +295,15 @@ def _read_told(
     return metadata.told
 
 
+def _check_names(photos: Iterable[Photo]) -> None:
+    known: set[tuple[str, str]] = set()
+    for photo in photos:
+        if (photo.product, photo.defect_type) not in known:
+            known.add((photo.product, photo.defect_type))
+            check_name("product", photo.product, photo.uri)
+            check_name("defect type", photo.defect_type, photo.uri)
+
+
 def _refuse_shared_masks(photos: Iterable[Photo]) -> None:
     owners: dict[str, str] = {}
     for photo in photos:
@@ -309,16 +316,18 @@ def _refuse_shared_masks(photos: Iterable[Photo]) -> None:
             owners[uri] = photo.uri
 
 
-def _refuse_masks(photos: Iterable[Photo]) -> None:
+def _refuse_masks(photos: Sequence[Photo]) -> None:
     """Raises UserError where a folder of "photos" is one of masks, by its first one: it has two values, and the
     name of a photo elsewhere."""
     first: dict[tuple[str, str], Photo] = {}
-    stems: Counter[tuple[str, str]] = Counter()
     for photo in photos:
-        first.setdefault((photo.product, photo.defect_type), photo)
-        stems[photo.product, _stem(photo)] += 1
+        if photo.defect_type != NORMAL and photo.mask_uri is None:
+            first.setdefault((photo.product, photo.defect_type), photo)
+    if not first:
+        return
+    stems = Counter((photo.product, _stem(photo)) for photo in photos)
     for (product, kind), photo in first.items():
-        if kind != NORMAL and stems[product, _stem(photo)] > 1 and photo.mask_uri is None and _is_mask(photo):
+        if stems[product, _stem(photo)] > 1 and _is_mask(photo):
             raise UserError(
                 f"defect set: {photo.uri}: looks like a mask, with two grey values and the name of another photo; "
                 f'call its folder masks/, or leave it out: types = {{{kind} = "-"}}'
