@@ -1,8 +1,8 @@
 """Listing 100,000 files, by this checkout and another: `python tests/benchmarks/listing.py --against CHECKOUT`.
 
-Both list the same folder of empty files in turn, in fresh processes: as a defect set (normals, and defects with a mask
-each; with and without a metadata.csv of splits) and as a pool. Prints medians and the ratio other ÷ this: above 1, this
-one is faster.
+Both list the same folder of empty files in turn, in fresh processes: as a defect set (normals, and defects with a
+mask each; with and without a metadata.csv of splits) and as a pool. Prints medians and the ratio other ÷ this:
+above 1, this one is faster.
 """
 
 import argparse
