@@ -42,7 +42,7 @@ from raygen.train.collect import batches_of, take, unpack
 from raygen.train.collect import write_bank as write_collected
 from raygen.train.config import collector_of
 from raygen.train.folder import TrainingFolder
-from raygen.train.job import draft
+from raygen.train.job import draft, learned_from
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -238,7 +238,7 @@ def write_bank(config: BankConfig, say: Callable[[str], None] = print) -> Checkp
     """A bank collected in this process, task by task, without Ray."""
     run, photos = draft(config, *collector_of(config)(config).draft())
     folder = TrainingFolder(config.output)
-    run = folder.begin(run, photos.photos)
+    run = folder.begin(run, photos.photos, learned_from(config, photos))
     rows = []
     for work in batches_of(photos.photos):
         (row,) = take(pa.Table.from_pylist([work]), config=config).to_pylist()

@@ -58,7 +58,7 @@ def _learn(config: TrainingConfig, say: Callable[[str], None]) -> None:
         check_writable(config.output)
         if config.compute.loading == "memory":  # a damaged photo is better found here than by every worker
             load_photos(defects.photos, 32, 1)
-        run = folder.begin(run, defects.photos, _learned_from(config, defects))
+        run = folder.begin(run, defects.photos, learned_from(config, defects))
     folder.refuse_another(run, config)
     trainer = trainer_of(config)(config, run)
     defects = DefectSet(folder.read_photos(run), run.products, run.defect_types, run.notes)
@@ -83,7 +83,7 @@ def _collect(config: BankConfig, say: Callable[[str], None]) -> None:
     if run is None:
         run, photos = draft(config, *collector_of(config)(config).draft())
         check_writable(config.output)
-        run = folder.begin(run, photos.photos, _learned_from(config, photos))
+        run = folder.begin(run, photos.photos, learned_from(config, photos))
     folder.refuse_another(run, config)
     photos = DefectSet(folder.read_photos(run), run.products, run.defect_types, run.notes)
     _say_photos(photos, say)
@@ -178,7 +178,7 @@ def _say_photos(defects: DefectSet, say: Callable[[str], None]) -> None:
     )
 
 
-def _learned_from(config: FamilyConfig, defects: DefectSet) -> bytes:
+def learned_from(config: FamilyConfig, defects: DefectSet) -> bytes:
     """What the checkpoints of a training will know: its photos, and those of the checkpoints it goes on from."""
 
     def learned(photo: Photo) -> Learned:
