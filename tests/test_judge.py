@@ -363,7 +363,7 @@ def test_a_run_is_of_its_judge_by_content_not_by_place(folder: Path, another: Ch
     run = begin(run_of(folder, "its-own"))
     assert run.judge == load_checkpoint(str(folder / "judge")).digest
     moved = folder / "moved"
-    for name in ("config.json", "judge.safetensors"):
+    for name in ("config.json", "judge.safetensors", "learned.parquet"):
         uri = load_checkpoint(str(folder / "judge")).uri
         storage.put(str(moved / name), storage.read(storage.join(uri, name)))
     assert begin(run_of(folder, "its-own", "moved")).run_id == run.run_id

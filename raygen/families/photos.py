@@ -37,6 +37,7 @@ class DefectSet:
     products: tuple[str, ...]
     defect_types: tuple[str, ...]  # domains 1, 2, …; 0 is normal
     notes: tuple[str, ...] = ()  # how it was read, for the user
+    listed: Sequence[Photo] = ()  # all that is there
 
     @classmethod
     def read(cls, config: FamilyConfig, kinds: Sequence[Kind] = KINDS) -> "DefectSet":
@@ -67,8 +68,7 @@ class DefectSet:
             if photo in learned
             or (photo.split in VALIDATION_SPLITS and photo.product in products and photo.defect_type in there)
         ]
-        notes = (*found.notes, *_untouched(found.photos, kept))
-        return cls(kept, products, tuple(sorted(there - {NORMAL})), notes)
+        return cls(kept, products, tuple(sorted(there - {NORMAL})), found.notes, found.photos)
 
     def part(self, splits: Sequence[str]) -> "DefectSet":
         """The photos of some splits."""
@@ -76,7 +76,11 @@ class DefectSet:
 
     def only(self, wanted: Callable[[Photo], bool]) -> "DefectSet":
         """Some of the photos, under the same numbers of domains and products."""
-        return replace(self, photos=list(filter(wanted, self.photos)))
+        return self.having(list(filter(wanted, self.photos)))
+
+    def having(self, photos: Sequence[Photo], defect_types: tuple[str, ...] | None = None) -> "DefectSet":
+        """The same of other photos and, if they are given, defect types."""
+        return replace(self, photos=photos, defect_types=defect_types or self.defect_types)
 
     def spread(self, most: int) -> list[Photo]:
         """At most so many of each cell (product × defect type), at even distances."""
@@ -95,6 +99,18 @@ class DefectSet:
         """Number of each photo's product."""
         return [self.products.index(photo.product) for photo in self.photos]
 
+    def untouched(self) -> str:
+        """`test: 335 normal, 24 spots`: what is there and not among the photos."""
+        known, counts = set(self.photos), {}
+        for photo in self.listed:
+            if photo not in known:
+                split = "train" if photo.split in TRAINING_SPLITS else photo.split
+                counts.setdefault(split, Counter())[photo.defect_type] += 1
+        return "; ".join(
+            f"{split}: " + ", ".join(f"{count:,} {kind}" for kind, count in sorted(of.items()))
+            for split, of in sorted(counts.items())
+        )
+
     def describe(self) -> str:
         """`metal: 400 normal, 200 scratches; fabric: …`"""
         cells = group_by_cell(self.photos)
@@ -104,21 +120,6 @@ class DefectSet:
             for product in self.products
             if any(other == product for other, _ in cells)
         )
-
-
-def _untouched(listed: Sequence[Photo], kept: Sequence[Photo]) -> list[str]:
-    """`left untouched: test: 335 normal, 24 spots`"""
-    counts: dict[str, Counter[str]] = {}
-    known = set(kept)
-    for photo in listed:
-        if photo not in known:
-            split = photo.split if photo.split not in TRAINING_SPLITS else "train"
-            counts.setdefault(split, Counter())[photo.defect_type] += 1
-    told = [
-        f"{split}: " + ", ".join(f"{count:,} {kind}" for kind, count in sorted(of.items()))
-        for split, of in sorted(counts.items())
-    ]
-    return [f"left untouched: {'; '.join(told)}"] if told else []
 
 
 def _more_defects(

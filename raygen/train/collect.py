@@ -1,6 +1,7 @@
 """A bank collected from a defect set: something of each photo, wherever, then a checkpoint of it all at once."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -101,7 +102,12 @@ def write_bank(
     """
     photos = folder.read_photos(run)
     kept = [(photo, one) for photo, one in zip(photos, taken, strict=True) if not one.refused]
-    refused = [(photo.uri, one.refused) for photo, one in zip(photos, taken, strict=True) if one.refused]
+    shown = Counter(photo.uri for photo in photos)
+
+    def name(photo: Photo) -> str:  # one that shows several types stands there once for each
+        return photo.uri if shown[photo.uri] == 1 else f"{photo.uri} as {photo.defect_type}"
+
+    refused = [(name(photo), one.refused) for photo, one in zip(photos, taken, strict=True) if one.refused]
     for uri, reason in refused[:_MAX_LINES]:
         say(f"refused: {uri}: {reason}")
     if len(refused) > _MAX_LINES:
@@ -123,7 +129,7 @@ def write_bank(
             storage.join(uri, SHEET), _sheet(collector.captions, kept, min(contents.image_size, _PICTURE))
         )
     learning = DefectSet(photos, run.products, run.defect_types)
-    facts = {photo.uri: dict(one.facts) for photo, one in kept if one.facts}
+    facts = {name(photo): dict(one.facts) for photo, one in kept if one.facts}
     record = {"seconds": round(seconds), "refused": dict(refused), **({"taken": facts} if facts else {})}
     record |= contents.record
     folder.save(contents, config, run, learning, 0, **record)

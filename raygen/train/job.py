@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,7 +63,7 @@ def _learn(config: TrainingConfig, say: Callable[[str], None]) -> None:
     folder.refuse_another(run, config)
     trainer = trainer_of(config)(config, run)
     defects = DefectSet(folder.read_photos(run), run.products, run.defect_types, run.notes)
-    _say_what(trainer, defects, say)
+    _say_what(config, trainer, defects, say)
     done = folder.checkpoints()
     if done and done[-1] >= config.images:
         say(f"{config.output} is complete: nothing to do")
@@ -86,7 +87,7 @@ def _collect(config: BankConfig, say: Callable[[str], None]) -> None:
         run = folder.begin(run, photos.photos, learned_from(config, photos))
     folder.refuse_another(run, config)
     photos = DefectSet(folder.read_photos(run), run.products, run.defect_types, run.notes)
-    _say_photos(photos, say)
+    _say_photos(config, photos, say)
     if folder.checkpoints():
         say(f"{config.output} is complete: nothing to do")
         return
@@ -115,12 +116,12 @@ def dry_run(config: FamilyConfig, say: Callable[[str], None] = print) -> None:
             f"{config.output} holds this training: {seen[-1] if seen else 0:,} images seen at its last checkpoint"
         )
     if isinstance(config, BankConfig):
-        _say_photos(defects, say)
+        _say_photos(config, defects, say)
         say(f"{len(defects.photos):,} photos to take from; nothing is learned in iterations")
         return
     assert isinstance(config, TrainingConfig)
     trainer = trainer_of(config)(config, run)
-    _say_what(trainer, defects, say)
+    _say_what(config, trainer, defects, say)
     seconds = seconds_per_image(config, trainer, defects)
     device = "GPU" if torch.cuda.is_available() else "CPU"
     say(f"one image takes {seconds:.2f} s in one process on this machine's {device}: all take about")
@@ -150,6 +151,8 @@ def _with_absolute_places(config: R) -> R:
 
 def draft(config: FamilyConfig, model: dict[str, Any], photos: DefectSet) -> tuple[TrainingRun, DefectSet]:
     """What the config asks for, and the photos there are now."""
+    untouched = photos.untouched()
+    photos = replace(photos, notes=(*photos.notes, *([f"left untouched: {untouched}"] if untouched else [])))
     run = TrainingRun(
         config=config.model_dump(mode="json"),
         photos=photos_name(photos.photos),
@@ -162,20 +165,23 @@ def draft(config: FamilyConfig, model: dict[str, Any], photos: DefectSet) -> tup
     return run, photos
 
 
-def _say_what(trainer: Trainer[Any], defects: DefectSet, say: Callable[[str], None]) -> None:
-    _say_photos(defects, say)
+def _say_what(
+    config: TrainingConfig, trainer: Trainer[Any], defects: DefectSet, say: Callable[[str], None]
+) -> None:
+    _say_photos(config, defects, say)
     say(trainer.describe())
 
 
-def _say_photos(defects: DefectSet, say: Callable[[str], None]) -> None:
+def _say_photos(config: FamilyConfig, defects: DefectSet, say: Callable[[str], None]) -> None:
     """How the set was read; what is learned from, validated on, and left untouched."""
     for note in defects.notes:
         say(note)
     say(f"learned from: {defects.part(TRAINING_SPLITS).describe()}")
     validation = defects.part(VALIDATION_SPLITS)
-    say(
-        f"validated on: {validation.describe() if validation.photos else 'nothing: no photos of the split val'}"
-    )
+    if validation.photos:
+        say(f"validated on: {validation.describe()}")
+    elif isinstance(config, TrainingConfig):
+        say("validated on: nothing, no photos of the split val")
 
 
 def learned_from(config: FamilyConfig, defects: DefectSet) -> bytes:

@@ -1,7 +1,6 @@
 """The bank: the cut-outs of a defect set."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ class CopyPasteCollector(CollectsBank[CopyPasteConfig]):
     def draft(self) -> tuple[dict[str, Any], DefectSet]:
         defects = DefectSet.read(self.config, kinds=["defects"])
         photos = defects.part(TRAINING_SPLITS).spread(self.config.references_per_cell)
-        return self.config.model(), replace(defects, photos=photos)
+        return self.config.model(), defects.having(photos)
 
     def take(self, photo: Photo) -> Taken:
         try:

@@ -1,7 +1,6 @@
 """The judge's fit: features of the real photos, a linear head on them, and its temperature."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,7 +49,7 @@ class JudgeCollector:
             for splits in (TRAINING_SPLITS, VALIDATION_SPLITS)
             for photo in defects.part(splits).spread(config.references_per_cell)
         ]
-        return self._model(), replace(defects, photos=photos)
+        return self._model(), defects.having(photos)
 
     def take(self, photo: Photo) -> Taken:
         pixels = load_photos([photo], self.config.image_size, self.config.channels)

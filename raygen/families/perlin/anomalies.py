@@ -46,7 +46,7 @@ class PerlinCollector(CollectsBank[PerlinConfig]):
     def draft(self) -> tuple[dict, DefectSet]:
         normals = DefectSet.read(self.config, kinds=["normals"])
         photos = normals.part(TRAINING_SPLITS).spread(self.config.references_per_cell)
-        return MODEL, DefectSet(photos, normals.products, (self.config.defect_type,), normals.notes)
+        return MODEL, normals.having(photos, (self.config.defect_type,))
 
     def take(self, photo: Photo) -> Taken:
         texture = load_photos([photo], self.config.image_size, self.config.channels)[0]
