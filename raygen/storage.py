@@ -57,6 +57,16 @@ def normalize(uri: str) -> str:
     return uri.rstrip("/") if _is_s3(uri) else str(_local(uri))
 
 
+def spelt_out(uri: str) -> str:
+    """A local path in full, without `..` (links stay links); any other URI as it is."""
+    return os.path.abspath(_local(uri)) if is_local(uri) else uri  # noqa: PTH100
+
+
+def folder_name(uri: str) -> str:
+    """A folder's own name, also of one that is called `.` or `..`."""
+    return spelt_out(uri).rstrip("/").rpartition("/")[2]
+
+
 def join(base_uri: str, *names: str) -> str:
     """Appends names to a URI with single slashes."""
     return "/".join([base_uri.rstrip("/"), *names])

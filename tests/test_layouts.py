@@ -328,3 +328,12 @@ def test_numbered_masks_are_parts_of_one(tmp_path) -> None:
     parts = {f"a/cut/0_mask_{number}.png": MARKED for number in (10, 2, 1)}
     write(str(tmp_path), {"a/ok/0.png": None, "a/cut/0.png": None, **parts})
     assert read(str(tmp_path))["a/cut/0.png"][3:] == tuple(f"a/cut/0_mask_{n}.png" for n in (1, 2, 10))
+
+
+@pytest.mark.parametrize("spelling", [".", "..", "../set", "./"])
+def test_a_set_may_be_spelt_in_many_ways(tmp_path, monkeypatch: pytest.MonkeyPatch, spelling: str) -> None:
+    write(str(tmp_path / "set"), {"good/0.png": None, "crack/0.png": None, "crack/0_mask.png": MARKED})
+    monkeypatch.chdir(tmp_path / ("set/good" if spelling == ".." else "set"))
+    photos = survey(spelling).photos
+    assert {photo.product for photo in photos} == {"set"}
+    assert all(storage.exists(uri) for photo in photos for uri in (photo.uri, *photo.mask_uris))

@@ -1,12 +1,10 @@
 """The pool: a large set of normals in storage, listed as a stream and read one by one."""
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -104,7 +102,7 @@ def _index_seeds(pool_uri: str, products: Sequence[str]) -> Iterator[Normal]:
 
 
 def _index_folder(pool_uri: str, product: str | None, say: Say) -> Iterator[Normal]:
-    known = recognise_pool(Path(pool_uri).absolute().name, _some_folders(pool_uri))
+    known = recognise_pool(storage.folder_name(pool_uri), _some_folders(pool_uri))
     if known:
         yield from _index_defect_set(pool_uri, *known, product, say)
         return
@@ -218,7 +216,7 @@ def _index_manifest(manifest_uri: str, table: pa.Table, product: str | None) -> 
         names = batch.column("uri").to_pylist()
         for name, of, etag in zip(names, _products(batch, product, manifest_uri), etags, strict=True):
             uri = _uri_of(name, base_uri, manifest_uri)
-            place = os.path.abspath(uri) if storage.is_local(uri) else uri  # noqa: PTH100 (links stay links)
+            place = storage.spelt_out(uri)
             if place in seen:
                 raise UserError(f"pool {manifest_uri}: {uri} stands in it twice; keep one row per normal")
             seen.add(place)

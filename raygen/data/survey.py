@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -110,9 +109,9 @@ def survey(
     if any(not cell.kind for _, cell, _ in found):
         found = _by_masks(found)
         if all(cell.kind == BY_MASK and file.folder for file, cell, _ in found):  # then folders tell types
-            name = one_product(_root(uri))
+            name = one_product(storage.folder_name(uri))
             found = [
-                (file, cell._replace(product=_root(uri), kind=normal_or(cell.product)), uris)
+                (file, cell._replace(product=storage.folder_name(uri), kind=normal_or(cell.product)), uris)
                 for file, cell, uris in found
             ]
     named = [(file, cell, uris, _type_of(file, cell, types)) for file, cell, uris in found]
@@ -164,7 +163,9 @@ def _place(
     others: list[File] = []
     for file in files:
         (by_name if suffix_of(file.stem) else others).append(file)
-    layout = recognise(_root(uri), {file.folder for file in others}, {file.folder for file in by_name})
+    layout = recognise(
+        storage.folder_name(uri), {file.folder for file in others}, {file.folder for file in by_name}
+    )
     cells = layout.cells if layout else {}
     others, pairs = split_pairs(others)
     photos: list[tuple[File, Cell]] = []
@@ -188,10 +189,6 @@ def _place(
         raise UserError(f"defect set {uri}: {there} there; {_EXPECTED}")
     notes = [_such(len(elsewhere), "image", "lies elsewhere", min(elsewhere))] if elsewhere else []
     return layout, photos, Masks(masks), notes
-
-
-def _root(uri: str) -> str:
-    return Path(uri).absolute().name  # also of a set that is called "."
 
 
 def _such(count: int, noun: str, what: str, example: str) -> str:
