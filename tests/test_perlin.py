@@ -229,8 +229,8 @@ def test_a_family_takes_few_lines() -> None:
 
 
 @pytest.mark.slow
-def test_from_normals_to_a_published_table(ray_head: Head, s3_uri: str) -> None:
-    """Train, generate, verify, reproduce, evaluate, refresh: each by `ray job submit`, S3 to S3."""
+def test_from_normals_to_a_report(ray_head: Head, s3_uri: str) -> None:
+    """Train, generate, verify, reproduce, evaluate: each by `ray job submit`, S3 to S3."""
     write_split_set(f"{s3_uri}/set", {"train": (8, 6), "val": (2, 2), "test": (4, 3)})
     num_normals = write_manifest_of_normals(f"{s3_uri}/set", f"{s3_uri}/pool.csv")
 
@@ -256,7 +256,3 @@ def test_from_normals_to_a_published_table(ray_head: Head, s3_uri: str) -> None:
     evaluated = {"defects": f"{s3_uri}/set", "output": f"{s3_uri}/report", "runs.perlin": f"{s3_uri}/run"}
     ray_head.run("evaluate", "evaluate-quick", **evaluated, **quick, types=every)
     assert b"perlin" in storage.read(f"{s3_uri}/report/metrics.json")
-
-    refreshed = {**places, "table": f"{s3_uri}/table", "generate.normals_per_shard": "5"}
-    assert "version" in ray_head.run("refresh", "refresh", **refreshed)
-    assert "nothing to do" in ray_head.run("refresh", "refresh", **refreshed)
