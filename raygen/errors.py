@@ -24,3 +24,12 @@ class LeaseError(Exception):
     """Another refresh works on the table, or has taken it over. Exit code 4: nothing to mend, nothing lost."""
 
     exit_code = 4
+
+
+class BadImageError(Exception):
+    """A file that is no usable image. `reason` is one of raygen.images.REASONS, `detail` says it for a person."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail

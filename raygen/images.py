@@ -6,24 +6,21 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from raygen.depth import Depth, Levels, PixelRange, is_dicom, is_tiff, read_levels, to_8_bits
+from raygen.errors import BadImageError
+
 if TYPE_CHECKING:
     import torch
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
+
+OF_8_BITS = (".jpg", ".jpeg", ".bmp", ".webp")
+"""Of those, the ones that hold no more."""
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # and not all of Pillow's: its EPS would start Ghostscript
 
 # The size is checked from the header before any pixel is decoded (see decode), by the caller's own limit.
 Image.MAX_IMAGE_PIXELS = None
-
-
-class BadImageError(Exception):
-    """A file that is no usable image. `reason` is one of REASONS, `detail` says it for a person."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
 
 
 REASONS = {
@@ -32,20 +29,30 @@ REASONS = {
     "truncated": "the file ends, or is damaged, before its last pixel",
     "too_many_pixels": "more pixels than `max_pixels`",
     "wrong_size": "not of the model's size, with `resize = false`",
-    "unsupported": "a pixel type without a fixed range (32-bit integer or float)",
+    "unsupported": "a pixel type without a fixed range (32-bit integer or float), or of a rare kind",
+    "no_range": "16 bits, of which the lowest alone are used, and nothing says how many: set `pixel_range`",
+    "several_pages": "several pages or frames in one file: a volume or a film, no photograph",
     "too_small": "smaller than a window, with `native = true`",
     "missing": "planned, and gone when it was read",
     "changed": "planned, and another content when it was read",
     "unreadable": "storage refuses this one (permission, archived, a damaged Parquet page)",
 }
-"""Why a normal is rejected. The first seven are found from its bytes, the others by the reader."""
+"""Why a normal is rejected. The first nine are found from its bytes, the others by the reader."""
 
 
-def decode(data: bytes, size: int, channels: int, *, resize: bool, max_pixels: int) -> np.ndarray:
+def decode(
+    data: bytes,
+    size: int,
+    channels: int,
+    *,
+    resize: bool,
+    max_pixels: int,
+    pixel_range: PixelRange | None = None,
+) -> np.ndarray:
     """Decodes a file to the model's form.
 
-    Grey, RGB, palette, CMYK, alpha (dropped) and 16-bit files (scaled linearly over their full range, never
-    clipped) are all converted; a camera's EXIF orientation is applied. With `resize`, an image of another size
+    Grey, RGB, palette, CMYK, alpha (dropped) and deeper files are all converted; a camera's EXIF orientation is
+    applied. With `resize`, an image of another size
     is scaled and cropped about its centre, so that shapes keep their proportions.
 
     Args:
@@ -54,6 +61,8 @@ def decode(data: bytes, size: int, channels: int, *, resize: bool, max_pixels: i
         channels: 1 (luminance) or 3 (RGB).
         resize: whether another size than `size` × `size` is brought to it, or is an error.
         max_pixels: the largest width × height that is decoded at all.
+        pixel_range: the levels of a file of more than 8 bits that become black and white. Without, those that it
+            tells itself or, of 16 bits, all there are.
 
     Returns:
         uint8, (size, size, channels).
@@ -61,7 +70,7 @@ def decode(data: bytes, size: int, channels: int, *, resize: bool, max_pixels: i
     Raises:
         BadImageError: for any file that cannot be used.
     """
-    image = _open(data, max_pixels)
+    image = _open(data, max_pixels, pixel_range)
     if image.size != (size, size):
         if not resize:
             raise BadImageError("wrong_size", f"{image.width}×{image.height}, not {size}×{size}")
@@ -70,18 +79,21 @@ def decode(data: bytes, size: int, channels: int, *, resize: bool, max_pixels: i
     return np.asarray(image).reshape(size, size, channels)
 
 
-def decode_photo(data: bytes, max_pixels: int, *, deep: bool = False) -> np.ndarray:
+def decode_photo(
+    data: bytes, max_pixels: int, *, deep: bool = False, pixel_range: PixelRange | None = None
+) -> np.ndarray:
     """Decodes a file at its own size, else as `decode` does: uint8, (H, W, 1) for grey ones, (H, W, 3) for others.
 
     Args:
         data: the file's bytes.
         max_pixels: the largest width × height that is decoded at all.
-        deep: whether grey ones of 16 bits stay so: uint16, (H, W, 1).
+        deep: whether grey ones of 16 bits stay so: uint16, (H, W, 1), their levels as they are.
+        pixel_range: as for `decode`.
 
     Raises:
         BadImageError: for any file that cannot be used.
     """
-    pixels = np.asarray(_open(data, max_pixels, deep=deep))
+    pixels = np.asarray(_open(data, max_pixels, pixel_range, deep=deep))
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
@@ -141,49 +153,95 @@ def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST))
 
 
-def _open(data: bytes, max_pixels: int, *, deep: bool = False) -> Image.Image:
+def _open(
+    data: bytes, max_pixels: int, pixel_range: PixelRange | None = None, *, deep: bool = False
+) -> Image.Image:
     """An upright image with its pixels loaded, of 8 bits; or of 16 if it has them, is grey and `deep`."""
-    image = _open_file(data, max_pixels)
+    image = _open_header(data, max_pixels)
+    levels = _levels_of(data, image, max_pixels)
+    if levels is not None:
+        keep = (
+            deep and levels.pixels.ndim == 2 and levels.pixels.dtype == np.uint16 and not levels.is_inverted
+        )
+        pixels = levels.pixels if keep else to_8_bits(levels, pixel_range)
+        return Image.fromarray(turn(pixels, _orientation(image)))
+    assert image is not None
+    _load(image)
     try:
         image = ImageOps.exif_transpose(image)
     except Exception as error:  # Pillow's parsers raise nearly anything on damaged data
         raise BadImageError("truncated", str(error)) from None
-    if image.mode.startswith("I;16"):
-        levels = np.asarray(image).astype(np.uint16)
-        return Image.fromarray(levels if deep else to_8_bits(levels))
-    if image.mode in ("I", "F"):
-        raise BadImageError("unsupported", f"pixel mode {image.mode}")
     # A palette must become colours before it is resized, and "1" grey.
     return image.convert("RGB") if image.mode not in ("L", "RGB") else image
 
 
-def _open_file(data: bytes, max_pixels: int) -> Image.Image:
-    """An image as stored, with its pixels loaded."""
-    image = _open_header(data, max_pixels)
+def _levels_of(data: bytes, image: Image.Image | None, max_pixels: int) -> Levels | None:
+    if image is not None and _has_pages(image):
+        raise BadImageError("several_pages", f"{getattr(image, 'n_frames', 2)} in one file")
+    try:
+        return read_levels(data, image, max_pixels)
+    except BadImageError:
+        raise
+    except Exception as error:  # as above
+        raise BadImageError("truncated", str(error)) from None
+
+
+def _has_pages(image: Image.Image) -> bool:
+    """Whether a file holds more than one picture; smaller copies of it, as a TIFF may have, do not count."""
+    if image.format not in ("TIFF", "WEBP", "PNG") or getattr(image, "n_frames", 1) == 1:
+        return False
+    if image.format != "TIFF":
+        return True
+    try:
+        for page in range(1, image.n_frames):  # pyright: ignore
+            image.seek(page)
+            if not image.tag_v2.get(254, 0) & 1:  # pyright: ignore
+                return True
+        return False
+    except Exception as error:  # as above
+        raise BadImageError("truncated", str(error)) from None
+    finally:
+        image.seek(0)
+
+
+def read_depth(data: bytes, max_pixels: int) -> Depth | None:
+    """What a file of more than 8 bits tells of its depth; None for others.
+
+    Raises:
+        BadImageError: for any file that cannot be used.
+    """
+    levels = _levels_of(data, _open_header(data, max_pixels), max_pixels)
+    return Depth.of(levels) if levels is not None else None
+
+
+def _orientation(image: Image.Image | None) -> int:
+    return image.getexif().get(ExifTags.Base.Orientation, 1) if image is not None else 1
+
+
+def _load(image: Image.Image) -> None:
     try:
         image.load()
     except Exception as error:  # as above
         raise BadImageError("truncated", str(error)) from None
-    return image
 
 
-def _open_header(data: bytes, max_pixels: int) -> Image.Image:
+def _open_header(data: bytes, max_pixels: int) -> Image.Image | None:
+    """An image by its header alone; None for those that only other libraries may know."""
     if not data:
         raise BadImageError("empty", "0 bytes")
+    if is_dicom(data):
+        return None
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError:
+        if is_tiff(data):
+            return None
         raise BadImageError("not_an_image", f"{len(data)} bytes of no known format") from None
     except Exception as error:  # as above
         raise BadImageError("truncated", str(error)) from None
     if image.width * image.height > max_pixels:
         raise BadImageError("too_many_pixels", f"{image.width}×{image.height} > {max_pixels} pixels")
     return image
-
-
-def to_8_bits(levels: np.ndarray) -> np.ndarray:
-    """uint16 -> uint8, linearly over the full range."""
-    return np.rint(levels.astype(np.float32) / 257).astype(np.uint8)  # 65535 / 257 = 255
 
 
 def encode_png(pixels: np.ndarray, compress_level: int = 1) -> bytes:
@@ -228,8 +286,13 @@ def decode_mask(data: bytes, max_pixels: int = 2**28) -> MaskImage:
     Raises:
         BadImageError: for any file that cannot be used.
     """
-    image = _open_file(data, max_pixels)
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    image = _open_header(data, max_pixels)
+    if image is None:
+        raise BadImageError("unsupported", "a mask of a rare kind; save it as PNG")
+    if _has_pages(image):
+        raise BadImageError("several_pages", "a mask has one; number the files of its parts")
+    _load(image)
+    orientation = _orientation(image)
     alpha = np.asarray(image.getchannel("A")) if image.mode in ("LA", "RGBA") else None
     if image.mode == "P":
         values, is_colour = np.asarray(image).astype(np.int64), False
@@ -274,6 +337,9 @@ def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def stored_size(data: bytes, max_pixels: int) -> tuple[int, int, int]:
-    """Height and width of a photo as stored, and its EXIF orientation (1 for none), by its header alone."""
+    """Height and width of a photo as stored, and its EXIF orientation (1 for none); mostly by its header alone."""
     image = _open_header(data, max_pixels)
-    return image.height, image.width, image.getexif().get(ExifTags.Base.Orientation, 1)
+    if image is None:
+        height, width, _ = decode_photo(data, max_pixels, pixel_range=(0, 1)).shape
+        return height, width, 1
+    return image.height, image.width, _orientation(image)

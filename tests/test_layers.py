@@ -24,6 +24,7 @@ LAYERS = [
         "relay",
         "extras",
         "learned",
+        "depth",
         "pretrained",
     },
     {"config", "resources", "on_ray"},

@@ -9,6 +9,7 @@ import numpy as np
 
 from raygen import images, storage
 from raygen.data.survey import AS_NAMED, KINDS, Kind, Photo, Types, survey
+from raygen.depth import PixelRange
 from raygen.errors import UserError
 from raygen.records import NORMAL, digest
 
@@ -23,9 +24,13 @@ def list_defect_set(
     products: Sequence[str] = (),
     kinds: Sequence[Kind] = KINDS,
     mask_values: Mapping[str, str] = {},
+    pixel_range: PixelRange | str = "auto",
 ) -> tuple[Photo, ...]:
     """The photos of `raygen.data.survey.survey`."""
-    return survey(uri, types=types, products=products, kinds=kinds, mask_values=mask_values).photos
+    found = survey(
+        uri, types=types, products=products, kinds=kinds, mask_values=mask_values, pixel_range=pixel_range
+    )
+    return found.photos
 
 
 def keep_defects(photos: Sequence[Photo], counts: Mapping[str, int]) -> tuple[Photo, ...]:
@@ -73,7 +78,13 @@ def load_photos(photos: Sequence[Photo], size: int, channels: int, num_threads: 
     """
 
     def load(photo: Photo) -> np.ndarray:
-        return _load(photo.uri, photo.etag, size, channels)
+        return _read(
+            photo.uri,
+            photo.etag,
+            lambda data: images.decode(
+                data, size, channels, resize=True, max_pixels=_MAX_PIXELS, pixel_range=photo.pixel_range
+            ),
+        )
 
     return _load_all(load, photos, (size, size, channels), num_threads)
 
@@ -111,7 +122,11 @@ def read_photo(photo: Photo) -> np.ndarray:
     Raises:
         UserError: it is gone, changed since it was listed, or no usable image.
     """
-    return _read(photo.uri, photo.etag, lambda data: images.decode_photo(data, _MAX_PIXELS))
+    return _read(
+        photo.uri,
+        photo.etag,
+        lambda data: images.decode_photo(data, _MAX_PIXELS, pixel_range=photo.pixel_range),
+    )
 
 
 def read_file(photo: Photo) -> bytes:
@@ -188,12 +203,6 @@ def _turned(mask: np.ndarray, stored: tuple[int, int], orientation: int, uri: st
         return images.turn(mask, orientation) if _same_shape(mask.shape, stored) else mask
     what = f"its photo is turned by EXIF orientation {orientation}, and sizes do not tell whether the mask is"
     raise MaskError(uri, f"{what}; save the photo upright")
-
-
-def _load(uri: str, etag: str | None, size: int, channels: int) -> np.ndarray:
-    return _read(
-        uri, etag, lambda data: images.decode(data, size, channels, resize=True, max_pixels=_MAX_PIXELS)
-    )
 
 
 def _read(uri: str, etag: str | None, decode: Callable[[bytes], R]) -> R:

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from raygen import storage
+from raygen.depth import PixelRange
 from raygen.errors import PromiseError, UserError
 from raygen.records import SAMPLE_SCHEMA, Layout, Mode, SampleRequest
 
@@ -53,7 +54,12 @@ class Run(BaseModel):
     num_shards: int
     products: dict[str, int]  # normals by product
     rois: dict[str, str]  # product -> SHA-256 of its region of interest
+    pixel_ranges: dict[str, PixelRange] = Field(default_factory=dict)  # by product; "" is that of all others
     versions: dict[str, str]  # of the packages that decide bytes
+
+    def range_of(self, product: str) -> PixelRange | None:
+        """Which levels of a product's photographs of more than 8 bits are black and white; None: as each says."""
+        return self.pixel_ranges.get(product, self.pixel_ranges.get(""))
 
     @property
     def num_samples(self) -> int:

@@ -13,7 +13,8 @@ from raygen.data.layouts import BY_MASK, Cell, Layout, normal_or, one_product, r
 from raygen.data.mask_files import File, Masks, as_mask, split_pairs, suffix_of, values_of
 from raygen.data.metadata import METADATA, Key, Told, read_metadata
 from raygen.data.table17 import TABLE_17, type_by_table
-from raygen.errors import UserError
+from raygen.depth import Depth, PixelRange, choose_range
+from raygen.errors import BadImageError, UserError
 from raygen.records import NORMAL, check_name
 
 Kind = Literal["normals", "defects"]
@@ -41,6 +42,9 @@ class Photo(NamedTuple):
     etag: str | None
     more_masks: tuple[str, ...] = ()  # of the mask's other parts
     mask_part: str = ""  # which values of the mask are its own, "1,2"; "" for all
+    pixel_range: PixelRange | None = (
+        None  # of a file of more than 8 bits: the levels that are black and white
+    )
     group: str = ""  # what is shown, where the set tells: photos of one group never belong into two splits
 
     def row(self) -> list[Any]:
@@ -77,8 +81,9 @@ def survey(
     products: Sequence[str] = (),
     kinds: Sequence[Kind] = KINDS,
     mask_values: Mapping[str, str] = {},
+    pixel_range: PixelRange | str = "auto",
 ) -> Survey:
-    """Lists a defect set, with one listing of its folder and a look into one photo of each product and type.
+    """Lists a defect set, with one listing of its folder and a look into a few photos of each product.
 
     Its layout is recognised by its folders' names, see `raygen.data.layouts`, masks by theirs, see
     `raygen.data.mask_files`; masks are read only where no folder tells a photo's type, or `mask_values` is given.
@@ -90,6 +95,7 @@ def survey(
         products: the products wanted; all without.
         kinds: what is wanted of normals and defects.
         mask_values: value of a mask, 1 or #ff0000 -> its defect type, "-" to leave it out; where masks tell types.
+        pixel_range: of photos of more than 8 bits. "auto": what they say, else what some of each product use.
 
     Raises:
         UserError: no photos, none of a wanted kind there, a product that is not there; two candidates for one
@@ -138,6 +144,7 @@ def survey(
     listed = [photo for photo in listed if ("normals" if photo.defect_type == NORMAL else "defects") in kinds]
     _check_kinds(uri, listed, dropped, kinds)
     _refuse_masks(listed)
+    listed = _with_ranges(listed, pixel_range, notes)
     listed.sort(key=lambda photo: (photo.uri, photo.defect_type))  # storage lists in an order of its own
     if not products and tuple(kinds) == KINDS and masks.unused:
         notes.append(_such(len(masks.unused), "file", "names a mask, but no photo is there", masks.unused[0]))
@@ -246,7 +253,7 @@ def value_keys(mask: images.MaskImage) -> list[str]:
 def _read_mask(uri: str) -> images.MaskImage:
     try:
         return images.decode_mask(storage.read(uri))
-    except images.BadImageError as error:
+    except BadImageError as error:
         raise UserError(f"defect set: {uri}: {error}; repair or remove it") from None
     except storage.ObjectMissingError:
         raise UserError(f"defect set: {uri}: gone since it was listed; start again") from None
@@ -331,6 +338,39 @@ def _refuse_masks(photos: Sequence[Photo]) -> None:
             )
 
 
+def _with_ranges(photos: Sequence[Photo], wanted: PixelRange | str, notes: list[str]) -> list[Photo]:
+    """The photos with the pixel range of those of their product, where these have more than 8 bits."""
+    if not isinstance(wanted, str):
+        return [photo._replace(pixel_range=wanted) for photo in photos]
+    of_product: dict[str, list[Photo]] = {}
+    for photo in photos:
+        of_product.setdefault(photo.product, []).append(photo)
+    ranges: dict[str, PixelRange] = {}
+    for product, own in sorted(of_product.items()):
+        first = {photo.defect_type == NORMAL: photo for photo in reversed(own)}
+        if any(_depth(photo) for photo in first.values()):
+            some = own[:: max(1, len(own) // _LOOKED_AT)][:_LOOKED_AT]
+            depths = [depth for photo in (*first.values(), *some) if (depth := _depth(photo))]
+            ranges[product], how = choose_range(depths)
+            notes.append(f"{product}: {how} (pixel_range = {list(ranges[product])})")
+    return [
+        photo._replace(pixel_range=ranges[photo.product]) if photo.product in ranges else photo
+        for photo in photos
+    ]
+
+
+_LOOKED_AT = 16  # photos of a product
+
+
+def _depth(photo: Photo) -> Depth | None:
+    if photo.uri.lower().endswith(images.OF_8_BITS):
+        return None
+    try:
+        return images.read_depth(storage.read(photo.uri), 2**28)
+    except (BadImageError, storage.ObjectMissingError):
+        return None  # whoever loads it will say so
+
+
 def _stem(photo: Photo) -> str:
     return photo.uri.rpartition("/")[2].rpartition(".")[0].casefold()
 
@@ -338,7 +378,7 @@ def _stem(photo: Photo) -> str:
 def _is_mask(photo: Photo) -> bool:
     try:
         return images.decode_mask(storage.read(photo.uri)).num_values == 2
-    except (images.BadImageError, storage.ObjectMissingError):
+    except (BadImageError, storage.ObjectMissingError):
         return False  # whoever loads it will say so
 
 

@@ -147,7 +147,9 @@ def read_pixels(
         UserError: files of the run are gone.
     """
     with _files_of(uri):
-        rows = read_shard(uri, shard).select(["sample_id", "window_x", "window_y", "window_size", "image"])
+        run, rows = read_run(uri), read_shard(uri, shard)
+    assert run is not None
+    rows = rows.select(["sample_id", "product", "window_x", "window_y", "window_size", "image"])
     if wanted is not None:
         rows = rows.take(
             pa.array([i for i, name in enumerate(rows["sample_id"].to_pylist()) if name in wanted])
@@ -155,7 +157,7 @@ def read_pixels(
     pixels = np.empty((rows.num_rows, image_size, image_size, channels), np.uint8)
     for index, row in enumerate(rows.to_pylist()):
         x, y, size = row["window_x"], row["window_y"], row["window_size"]
-        photo = images.decode_photo(row["image"]["bytes"], max_pixels=2**31)
+        photo = images.decode_photo(row["image"]["bytes"], 2**31, pixel_range=run.range_of(row["product"]))
         pixels[index] = images.resize_window(photo, (x, y, x + size, y + size), image_size, channels)
     return rows["sample_id"].to_pylist(), pixels
 

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from raygen.config import Config, Place
 from raygen.data.pool import is_drawn
 from raygen.data.survey import KINDS, Kind, Survey, survey
+from raygen.depth import PixelRange
 
 Balance = Literal["cells", "defect_types", "none"]
 
@@ -27,6 +28,12 @@ class TrainComputeConfig(Config):
     """How often lost workers are replaced, and the training goes on from its last checkpoint."""
 
 
+def _rising(pixel_range: PixelRange) -> PixelRange:
+    if pixel_range[0] >= pixel_range[1]:
+        raise ValueError("write the lower level first: [0, 4095]")
+    return pixel_range
+
+
 class DefectSetConfig(Config):
     """How a defect set is read."""
 
@@ -42,10 +49,18 @@ class DefectSetConfig(Config):
     mask_values: dict[str, str] = Field(default_factory=dict)
     """Where masks tell types: value -> type, say {1 = "scratches", "#00ff00" = "spots"}; "-" leaves it out."""
 
+    pixel_range: Literal["auto"] | Annotated[tuple[float, float], AfterValidator(_rising)] = "auto"
+    """Which levels of photos of more than 8 bits become black and white, as in the main job."""
+
     def survey(self, kinds: Sequence[Kind] = KINDS) -> Survey:
         """Lists the set; see `raygen.data.survey.survey`."""
         return survey(
-            self.defects, types=self.types, products=self.products, kinds=kinds, mask_values=self.mask_values
+            self.defects,
+            types=self.types,
+            products=self.products,
+            kinds=kinds,
+            mask_values=self.mask_values,
+            pixel_range=self.pixel_range,
         )
 
 
@@ -155,6 +170,10 @@ class SamplingConfig(Config):
     composition: Literal["reconstruct", "residual"] = "reconstruct"
     """"reconstruct": the whole image comes out of the generator, as in the paper. "residual": the defect alone is
     put on the normal's own pixels, and nothing changes outside the mask."""
+    pixel_range: Literal["auto", "stated"] | Annotated[tuple[float, float], AfterValidator(_rising)] = "auto"
+    """Which levels of photographs of more than 8 bits become black and white, say [0, 4095] for 12 bits in files
+    of 16. "auto": what the files say, else what some of each product use; said, and kept for the whole run.
+    "stated": what each file says alone, or all of 16 bits; every night's refresh takes "auto" for this."""
     native: bool = False
     """Whether a normal keeps its size: the defect is made in a window of it. Wants `composition = "residual"`."""
     masks: bool = True

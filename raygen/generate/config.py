@@ -69,6 +69,8 @@ class GenerateConfig(SamplingConfig):
     """Samples per normal, defect type and mode; or each defect type's own, say {scratches = 2, spots = 1}."""
     scale: Annotated[float, Field(gt=0)] = 1.0
     """With `native`: pixels of the normal for one of the model's; the window's side is the model's times this."""
+    bit_depth: Literal["auto", 8, 16] = "auto"
+    """With `native`, of samples. "auto" and 16 keep the levels of a grey normal that has 16; 8: all have 8."""
     roi: Place | None = None
     """With `native`: a folder of `{product}.png`, white where defects may lie, stretched over the normal."""
     normals_per_shard: Annotated[int, Field(ge=1)] = 256
@@ -99,6 +101,8 @@ class GenerateConfig(SamplingConfig):
             raise ValueError("native is for photographs, and this pool is seeds")
         if self.write_normals and not self.draws_normals:
             raise ValueError("write_normals is for normals that are drawn (pool = seeds:…)")
+        if self.bit_depth == 16 and not self.native:
+            raise ValueError("bit_depth = 16 keeps a photograph's own levels: it wants native = true")
         if self.roi and not self.native:
             raise ValueError("roi says where windows may lie: it wants native = true")
         return self
@@ -116,6 +120,9 @@ class GenerateConfig(SamplingConfig):
         policy = {"output", "checkpoint", "compute", "max_reject_rate", "strict_products"}
         deciding = self.model_dump(mode="json", exclude=policy)
         deciding["gate"] = self.gate.model_dump(mode="json", include=set(GateRules.model_fields))
+        for key in ("pixel_range", "bit_depth"):  # newer than runs that go on, and tables that are refreshed
+            if deciding[key] in ("auto", "stated"):
+                del deciding[key]
         if deciding["gate"]["on_shortfall"] == "fail":  # it writes what keep-best writes
             deciding["gate"]["on_shortfall"] = "keep-best"
         return deciding

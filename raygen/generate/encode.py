@@ -27,7 +27,12 @@ def encode_samples(generated: pa.Table, shard: int, config: GenerateConfig, run:
         buffers = {name: generated[name][index] for name in binary}
         photo = None
         if buffers["photo"].is_valid:
-            photo = images.decode_photo(buffers["photo"].as_py(), config.max_pixels, deep=True)
+            photo = images.decode_photo(
+                buffers["photo"].as_py(),
+                config.max_pixels,
+                deep=config.bit_depth != 8,
+                pixel_range=run.range_of(normal["product"]),
+            )
         for column, request in enumerate(run.requests):
             reason, num_attempts = normal["reasons"][column], normal["num_attempts"][column]
             cells.append(
@@ -90,5 +95,6 @@ def _compose(
     if photo is None:
         return array("pixels", np.uint8, side, side, run.channels), mask, Window(0, 0, side)
     window = Window(*normal["windows"][3 * column : 3 * column + 3])
-    image, full_mask = put_defect(photo, window, array("layers", np.float32, -1, side, side), mask)
+    layers = array("layers", np.float32, -1, side, side)
+    image, full_mask = put_defect(photo, window, layers, mask, run.range_of(normal["product"]))
     return image, full_mask, window

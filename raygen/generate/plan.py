@@ -26,6 +26,7 @@ from raygen.errors import UserError
 from raygen.families import family_of
 from raygen.generate.config import GenerateConfig
 from raygen.generate.judging import deciding, judge_digest, read_judge, refuse_other_judges
+from raygen.generate.pixel_ranges import PixelRanges
 from raygen.generate.windows import read_region
 from raygen.learned import LEARNED, united
 from raygen.records import NORMAL, PLAN_SCHEMA, SampleRequest, digest, plan_requests
@@ -70,6 +71,8 @@ def draft_run(
     image_size, channels = checkpoint.config.image_size, checkpoint.config.channels
     _refuse_large_shards(config, checkpoint, len(requests))
     products: Counter[str] = Counter()
+    ranges = PixelRanges(config.max_pixels)
+    looks = config.pixel_range == "auto" and not config.draws_normals
     num_shards = 0
     with pq.ParquetWriter(plan_file, PLAN_SCHEMA, write_statistics=False) as writer:
         for shard, rows in enumerate(
@@ -80,6 +83,8 @@ def draft_run(
         ):
             writer.write_table(plan_table(rows, shard, shard * config.normals_per_shard))
             products.update(normal.product for normal in rows)
+            for normal in rows if looks else ():
+                ranges.add(normal)
             num_shards = shard + 1
     with plan_file.open("rb") as file:
         fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
@@ -101,6 +106,9 @@ def draft_run(
         num_shards=num_shards,
         products=dict(sorted(products.items())),
         rois=_read_rois(config, products),
+        pixel_ranges=ranges.choose(config.pool, say)
+        if isinstance(config.pixel_range, str)
+        else {"": config.pixel_range},
         versions=versions(),
     )
     _check_references(config, checkpoint, run)

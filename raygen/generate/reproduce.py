@@ -103,7 +103,9 @@ def _make_again(output_uri: str, run: Run, config: GenerateConfig, row: dict[str
 
 
 def _difference(row: dict[str, Any], made: dict[str, Any]) -> str:
-    pixels = [images.decode_photo(it["image"]["bytes"], 2**31).astype(np.int16) for it in (row, made)]
+    pixels = [
+        images.decode_photo(it["image"]["bytes"], 2**31, deep=True).astype(np.int32) for it in (row, made)
+    ]
     if pixels[0].shape != pixels[1].shape:
         return f"{pixels[0].shape} pixels then, {pixels[1].shape} now"
     change = np.abs(pixels[0] - pixels[1])

@@ -69,7 +69,12 @@ def _normals(
     for raw in read_normals(uris, [None] * len(uris), num_threads=4):
         try:
             yield images.decode(
-                raw.data or b"", run.image_size, run.channels, resize=True, max_pixels=config.max_pixels
+                raw.data or b"",
+                run.image_size,
+                run.channels,
+                resize=True,
+                max_pixels=config.max_pixels,
+                pixel_range=run.range_of(product),
             )
         except images.BadImageError:
             yield None
@@ -87,7 +92,7 @@ def _shown(row: Row, run: Run) -> Outlined:
     y, x, size = row["window_y"], row["window_x"], row["window_size"]
     pixels, mask = (
         images.resize_window(
-            images.decode_photo(row[name]["bytes"], max_pixels=2**31),
+            images.decode_photo(row[name]["bytes"], 2**31, pixel_range=run.range_of(row["product"])),
             (x, y, x + size, y + size),
             run.image_size,
             channels,

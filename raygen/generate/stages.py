@@ -136,9 +136,16 @@ def _views(data: bytes, sha256: str, product: str, config: GenerateConfig, run: 
     """What the model sees of a normal: the whole of it or, of full-size photographs, a window for each request."""
     side, channels = run.image_size, run.channels
     if not config.native:
-        pixels = images.decode(data, side, channels, resize=config.resize, max_pixels=config.max_pixels)
+        pixels = images.decode(
+            data,
+            side,
+            channels,
+            resize=config.resize,
+            max_pixels=config.max_pixels,
+            pixel_range=run.range_of(product),
+        )
         return {"pixels": pixels.tobytes()}
-    photo = images.decode_photo(data, config.max_pixels)
+    photo = images.decode_photo(data, config.max_pixels, pixel_range=run.range_of(product))
     height, width, _ = photo.shape
     size = window_size(side, config.scale)
     if min(height, width) < size:

@@ -222,7 +222,7 @@ def _wrong_columns(row: dict[str, Any], run: Run, stats: ShardStats, config: Gen
     wrong = [name for name, value in expected.items() if row[name] != value]
     if wrong:
         return wrong
-    image = decode_photo(row["image"]["bytes"], max_pixels=2**31)
+    image = decode_photo(row["image"]["bytes"], max_pixels=2**31, deep=True)
     mask = decode_photo(row["mask"]["bytes"], max_pixels=2**31)
     size = (row["height"], row["width"])
     if image.shape[:2] != size or (image.shape[2] != run.channels and not config.native):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raygen import images, storage
+from raygen.depth import FULL, PixelRange
 from raygen.errors import UserError
 
 _GRID = 512  # a region is searched for places on at most so many cells a side
@@ -97,6 +98,7 @@ def put_defect(
     window: Window,
     layer: NDArray[np.float32],
     mask: NDArray[np.uint8],
+    pixel_range: PixelRange | None = None,
 ) -> tuple[NDArray[Any], NDArray[np.uint8]]:
     """Puts a defect on a photograph, whose pixels outside the mask stay as they are.
 
@@ -106,24 +108,27 @@ def put_defect(
         layer: the defect, already weighted, in the model's range of 2, (C or C + 1, side, side), C = 1 or 3; one
             beyond C is the opacity. A single channel is added to all of the photograph's.
         mask: where it is, 255, else 0, (side, side).
+        pixel_range: of a photograph of 16 bits, the levels that are black and white to the model; default: all.
 
     Returns:
         The photograph with the defect, (H, W, 1 or 3; 3 if C is, and then uint8), and the mask at its size.
     """
     num_painted = 3 if len(layer) >= 3 else 1
     if num_painted == 3 and photo.dtype == np.uint16:
-        photo = images.to_8_bits(photo)
-    levels = 257 if photo.dtype == np.uint16 else 1  # for one of 8 bits
+        photo = images.to_8_bits(images.Levels(photo, None), pixel_range or FULL)
+    low, high = (0, 255) if photo.dtype == np.uint8 else pixel_range or FULL
+    levels = (high - low) / 255  # for one of 8 bits
     full = np.repeat(photo, 3, axis=2) if num_painted > photo.shape[2] else photo.copy()
     y, x, size = window
     seen = full[y : y + size, x : x + size]
     large = np.stack([images.resize_field(channel, size) for channel in layer], axis=2)  # (size, size, ·)
     paint, opacity = large[:, :, :num_painted] * 127.5, large[:, :, num_painted:]
-    changed = seen / levels if not opacity.size else (seen / levels - 127.5) * (1 - opacity) + 127.5
+    grey = (seen - low) / levels
+    changed = grey if not opacity.size else (grey - 127.5) * (1 - opacity) + 127.5
     inside = images.resize_mask(mask, size)
     full_mask = np.zeros(full.shape[:2], np.uint8)
     full_mask[y : y + size, x : x + size] = inside
-    put = np.rint((changed + paint).clip(0, 255) * levels).astype(photo.dtype)
+    put = np.rint((changed + paint).clip(0, 255) * levels + low).astype(photo.dtype)
     seen[inside > 0] = put[inside > 0]
     return full, full_mask
 

@@ -91,7 +91,9 @@ class RefreshConfig(Config):
         return self
 
     def generate_config(self, pool: str, output: str) -> GenerateConfig:
-        """The main job's recipe for these normals."""
-        return GenerateConfig.model_validate(
-            {**self.generate, "pool": pool, "output": output, "checkpoint": self.checkpoint}
-        )
+        """The main job's recipe for these normals. What a night's normals look like decides nothing: the next ones
+        may look different, and are read alike."""
+        recipe = {**self.generate, "pool": pool, "output": output, "checkpoint": self.checkpoint}
+        if recipe.get("pixel_range", "auto") == "auto":
+            recipe["pixel_range"] = "stated"
+        return GenerateConfig.model_validate(recipe)

@@ -8,7 +8,10 @@ import pyarrow as pa
 
 from raygen import storage
 from raygen.checkpoint import Checkpoint
+from raygen.data.pool import Normal
+from raygen.errors import UserError
 from raygen.generate.config import GenerateConfig
+from raygen.generate.pixel_ranges import PixelRanges
 from raygen.publish.arrow import pc
 from raygen.publish.changes import LEDGER_SCHEMA, Change, compare, keys_of, list_pool, read_ledger
 from raygen.publish.config import RefreshConfig
@@ -38,7 +41,27 @@ def look(
     recipe = recipe_of(config)
     pool = list_pool(recipe, checkpoint.config.products, say)
     keys = keys_of(recipe, checkpoint, sorted(pc.unique(pool["product"]).to_pylist()))
-    return keys, compare(pool, ledger, keys, config.policy)
+    change = compare(pool, ledger, keys, config.policy)
+    _refuse_unclear_depths(recipe, change.work)
+    return keys, change
+
+
+_LOOKED_AT = 65_536  # normals to work on, at most, of which some are looked into
+
+
+def _refuse_unclear_depths(recipe: GenerateConfig, work: pa.Table) -> None:
+    """Raises UserError if photographs have more than 8 bits, and neither they nor the recipe say how many."""
+    if not isinstance(recipe.pixel_range, str):
+        return
+    ranges = PixelRanges(recipe.max_pixels)
+    for row in work.slice(0, _LOOKED_AT).to_pylist():
+        ranges.add(Normal(row["uri"], row["product"], -1, row["etag"]))
+    if found := ranges.unclear():
+        product, (low, high) = found
+        raise UserError(
+            f"pool {recipe.pool}: {product}: more than 8 bits, and the files do not say how many; set generate."
+            f"pixel_range, here probably [{low:g}, {high:g}], so that every night reads them alike"
+        )
 
 
 def freeze_night(
