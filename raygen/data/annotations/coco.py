@@ -3,9 +3,7 @@
 from collections import Counter, defaultdict
 from typing import Any
 
-import numpy as np
-
-from raygen.data.annotations.shapes import Item, Malformed, Runs, Shape, box, polygon, ring
+from raygen.data.annotations.shapes import Item, Malformed, Shape, box, polygon, ring, run_lengths
 
 FORMAT = "COCO JSON"
 
@@ -50,33 +48,6 @@ def class_name(names: dict[Any, str], number: Any, notes: Counter[str]) -> str:
 def told(error: Exception) -> str:
     """What a person must know of an error in a file's structure."""
     return f"no {error.args[0]!r}" if isinstance(error, KeyError) else str(error)
-
-
-def run_lengths(rle: dict[str, Any]) -> Runs:
-    """COCO's run lengths, of a list or of the compressed text of pycocotools: column by column.
-
-    The text is taken apart here: pycocotools decodes one that is cut off, too, with whatever memory holds.
-    """
-    counts = rle["counts"]
-    height, width = (int(side) for side in rle["size"])
-    numbers = _numbers(counts) if isinstance(counts, str) else [int(count) for count in counts]
-    return Runs(np.asarray(numbers, np.int64), "F", (height, width))
-
-
-def _numbers(text: str) -> list[int]:
-    """Five bits a character, the sixth says that more follow; from the third number on, the difference to the one
-    before the last."""
-    numbers: list[int] = []
-    value = shift = 0
-    for sign in text.encode("ascii", "replace"):
-        bits = sign - 48
-        value |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:
-            value -= (1 << shift) if bits & 16 else 0
-            numbers.append(value + (numbers[-2] if len(numbers) > 2 else 0))
-            value = shift = 0
-    return numbers
 
 
 def _shapes(annotation: dict[str, Any], notes: Counter[str]) -> list[Shape]:

@@ -3,8 +3,8 @@
 from collections import Counter
 from typing import Any
 
-from raygen.data.annotations.coco import class_name, run_lengths, told
-from raygen.data.annotations.shapes import Item, Malformed, Shape, box, ellipse, polygon, ring
+from raygen.data.annotations.coco import class_name, told
+from raygen.data.annotations.shapes import Item, Malformed, Shape, box, ellipse, polygon, ring, run_lengths
 
 FORMAT = "Datumaro JSON"
 

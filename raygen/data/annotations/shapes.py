@@ -11,7 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -71,7 +71,7 @@ class Polygon:
         if np.abs(points).max() > 100 * max(height, width):  # its edges would be drawn point by point
             raise Malformed(f"an outline reaches to {np.abs(points).max():g} in {width} × {height} pixels")
         coco = require("pycocotools.mask", EXTRA)
-        return coco.decode(coco.frPyObjects([points.ravel().tolist()], height, width))[:, :, 0].astype(bool)
+        return run_lengths(coco.frPyObjects([points.ravel().tolist()], height, width)[0]).draw(height, width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +129,33 @@ def _place(part: np.ndarray, corner: tuple[int, int], height: int, width: int) -
     inside = part[top - y : height - y, left - x : width - x]
     mask[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
     return mask
+
+
+def run_lengths(rle: dict[str, Any]) -> Runs:
+    """COCO's run lengths, of a list or of the compressed text of pycocotools: column by column.
+
+    The text is taken apart here: pycocotools' `decode` takes one that is cut off for whole, and warns of NumPy 2.
+    """
+    counts = rle["counts"]
+    height, width = (int(side) for side in rle["size"])
+    numbers = _numbers(counts) if isinstance(counts, str | bytes) else [int(count) for count in counts]
+    return Runs(np.asarray(numbers, np.int64), "F", (height, width))
+
+
+def _numbers(text: str | bytes) -> list[int]:
+    """Five bits a character, the sixth says that more follow; from the third number on, the difference to the one
+    before the last."""
+    numbers: list[int] = []
+    value = shift = 0
+    for sign in text if isinstance(text, bytes) else text.encode("ascii", "replace"):
+        bits = sign - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (1 << shift) if bits & 16 else 0
+            numbers.append(value + (numbers[-2] if len(numbers) > 2 else 0))
+            value = shift = 0
+    return numbers
 
 
 def ring(points: Sequence[Sequence[float]] | Sequence[float]) -> np.ndarray:
