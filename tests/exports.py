@@ -61,7 +61,7 @@ def flat(points: list[tuple[float, float]]) -> list[float]:
 
 
 def coco(compressed: bool = True, split: str = "train") -> dict[str, bytes]:
-    encoded = coco_mask.encode(np.asfortranarray(SPOT.astype(np.uint8)))
+    encoded: Any = coco_mask.encode(np.asfortranarray(SPOT.astype(np.uint8)))
     counts = encoded["counts"].decode() if compressed else runs(SPOT.ravel(order="F"))
     left, top, right, bottom = BOX
     document = {
@@ -89,7 +89,7 @@ def coco_lists() -> dict[str, bytes]:
 
 
 def datumaro() -> dict[str, bytes]:
-    encoded = coco_mask.encode(np.asfortranarray(SPOT.astype(np.uint8)))
+    encoded: Any = coco_mask.encode(np.asfortranarray(SPOT.astype(np.uint8)))
     left, top, right, bottom = BOX
     common = {"attributes": {}, "group": 0, "z_order": 0}
     mask = {"counts": encoded["counts"].decode(), "size": [HEIGHT, WIDTH]}
@@ -216,7 +216,9 @@ def cvat() -> dict[str, bytes]:
         f'<image id="{n}" name="parts/{name}.png" subset="Train" width="{WIDTH}" height="{HEIGHT}">{found}</image>'
         for n, (name, found) in enumerate((("a", polygons + painted), ("b", box), ("c", "")))
     )
-    text = f'<?xml version="1.0" encoding="utf-8"?><annotations><version>1.1</version>{images}</annotations>'
+    labels = "".join(f"<label><name>{name}</name></label>" for name in ("crack", "spot", "dent"))
+    labels = f"<task><labels>{labels}</labels></task>"
+    text = f"<annotations><version>1.1</version><meta>{labels}</meta>{images}</annotations>"
     return {"annotations.xml": text.encode(), **photos("images/parts/")}
 
 
