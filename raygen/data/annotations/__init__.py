@@ -1,9 +1,9 @@
 """What labelling tools export, read as it is: labels and outlines of the images of a folder.
 
-A listing is looked through for annotation files, which are known by their content. datumaro 1.13 (22 packages)
-reads none of LabelMe's JSON, Supervisely, Label Studio and Severstal, supervision 0.31 (23) none of CVAT,
-Supervisely, Label Studio, Datumaro and Severstal, and both want local folders: so the formats are taken apart
-here, and pycocotools draws.
+A listing is looked through for annotation files, which are known by their content. datumaro 1.13 (22 packages, an
+older pandas among them) reads none of LabelMe's JSON, Supervisely, Label Studio and Severstal, and drops YOLO's
+outlines and CVAT's ellipses; supervision 0.31 (23) reads none of CVAT, Supervisely, Label Studio, Datumaro and
+Severstal; both want local folders. So the formats are taken apart here, and pycocotools draws.
 """
 
 from collections import Counter

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from raygen import images, storage
 from raygen.data.annotations import label_studio, labelme, severstal, sources, voc, yolo
 from raygen.data.annotations.paths import SPLITS, ends, nearness, plain, relative, split_of, stem, tails
-from raygen.data.annotations.shapes import Item, Malformed
+from raygen.data.annotations.shapes import Item, Malformed, Polygon
 from raygen.errors import UserError
 
 
@@ -156,7 +156,13 @@ def _find_yolo(listing: _Listing, threads: ThreadPoolExecutor, notes: Counter[st
         (item,) = source.items.values()
         place = Place(photo, listing.files[photo].uri, split)
         found.append(Found(uri, entry.etag, yolo.FORMAT, [(item, place)]))
-    if not any(item.objects for source in found for item, _ in source.items) and not names:
+    shapes = [shape for source in found for item, _ in source.items for _, shape in item.objects]
+    outlines = [shape for shape in shapes if isinstance(shape, Polygon) and not shape.is_box]
+    if outlines and all(len(shape.rings[0]) == 4 for shape in outlines):
+        notes[
+            "outlines, every one of four corners: if they are turned boxes (YOLO-OBB), masks are rough"
+        ] += len(outlines)
+    if not shapes and not names:
         return []  # empty text files and no class: nobody says that they are labels
     folders = {posixpath.dirname(photo) for photo in labels.values()}
     more = _unlabelled(listing, found, folders, yolo.FORMAT, notes)

@@ -69,7 +69,11 @@ def parse(document: Any, notes: Counter[str]) -> list[Item]:
     """Reads a file's annotated tasks. Raises Malformed; also KeyError, TypeError and the like."""
     items = []
     for task in document:
-        done = [found for found in task.get("annotations") or () if not found.get("was_cancelled")]
+        done = [
+            found
+            for found in task.get("annotations") or task.get("completions") or ()
+            if not found.get("was_cancelled")
+        ]
         if not done:
             notes["tasks that nobody has annotated, left out"] += 1
             continue

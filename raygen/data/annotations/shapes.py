@@ -96,6 +96,25 @@ class Runs:
 
 
 @dataclass(frozen=True, slots=True)
+class CocoRuns:
+    """Run lengths column by column, as numbers or as the compressed text of pycocotools.
+
+    The text is taken apart here: pycocotools' `decode` takes one that is cut off for whole, and warns of NumPy 2.
+    """
+
+    counts: np.ndarray | str | bytes
+    size: tuple[int, int]  # height, width
+    is_box: bool = False
+
+    def draw(self, height: int, width: int) -> np.ndarray:
+        if self.size != (height, width):
+            raise Malformed(f"run lengths for {self.size[1]} × {self.size[0]} pixels, not {width} × {height}")
+        counts = self.counts
+        numbers = _numbers(counts) if isinstance(counts, str | bytes) else counts
+        return Runs(np.asarray(numbers, np.int64), "F").draw(height, width)
+
+
+@dataclass(frozen=True, slots=True)
 class Bitmap:
     """A small image of an object, and where it lies: set where it is opaque or, without alpha, not 0."""
 
@@ -131,15 +150,13 @@ def _place(part: np.ndarray, corner: tuple[int, int], height: int, width: int) -
     return mask
 
 
-def run_lengths(rle: dict[str, Any]) -> Runs:
-    """COCO's run lengths, of a list or of the compressed text of pycocotools: column by column.
-
-    The text is taken apart here: pycocotools' `decode` takes one that is cut off for whole, and warns of NumPy 2.
-    """
-    counts = rle["counts"]
+def run_lengths(rle: dict[str, Any]) -> CocoRuns:
+    """COCO's run lengths, of a list or of the compressed text of pycocotools."""
     height, width = (int(side) for side in rle["size"])
-    numbers = _numbers(counts) if isinstance(counts, str | bytes) else [int(count) for count in counts]
-    return Runs(np.asarray(numbers, np.int64), "F", (height, width))
+    counts = rle["counts"]
+    if isinstance(counts, list):
+        counts = np.asarray(counts, np.int64)
+    return CocoRuns(counts, (height, width))
 
 
 def _numbers(text: str | bytes) -> list[int]:
