@@ -17,8 +17,9 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, ge
 from raygen import depth, images, storage
 from raygen.checkpoint import load_checkpoint
 from raygen.data.defects import list_defect_set, load_photos, read_photo
+from raygen.data.photo import Photo
 from raygen.data.runs import read_manifest, read_run, read_shard
-from raygen.data.survey import Photo, survey
+from raygen.data.survey import survey
 from raygen.demo import CHECKPOINT
 from raygen.errors import BadImageError, UserError
 from raygen.generate.config import GenerateConfig

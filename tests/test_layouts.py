@@ -9,7 +9,8 @@ from PIL import Image
 
 from raygen import storage
 from raygen.data.layouts import BY_MASK, recognise
-from raygen.data.survey import Photo, survey
+from raygen.data.photo import Photo
+from raygen.data.survey import survey
 from raygen.errors import UserError
 
 PHOTO = np.random.default_rng(0).integers(60, 200, (16, 16), dtype=np.uint8)

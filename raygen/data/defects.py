@@ -8,7 +8,9 @@ from typing import TypeVar
 import numpy as np
 
 from raygen import images, storage
-from raygen.data.survey import AS_NAMED, KINDS, Kind, Photo, Types, survey
+from raygen.data.annotated import draw, is_drawn
+from raygen.data.photo import Photo
+from raygen.data.survey import AS_NAMED, KINDS, Kind, Types, survey
 from raygen.depth import PixelRange
 from raygen.errors import UserError
 from raygen.records import NORMAL, digest
@@ -167,6 +169,9 @@ def read_mask(photo: Photo) -> np.ndarray:
     upright = (width, height) if orientation > 4 else (height, width)
     found = np.zeros(upright, bool)
     for uri in photo.mask_uris:
+        if is_drawn(photo.mask_part):
+            found |= images.turn(_draw(photo, height, width), orientation)
+            continue
         mask = _read(uri, None, images.decode_mask)
         on = mask.on & _of_part(mask, photo.mask_part) if photo.mask_part else mask.on
         on = images.turn(on, mask.orientation)
@@ -185,6 +190,14 @@ def read_mask(photo: Photo) -> np.ndarray:
         what = f"its mask marks {share:.0%} of the photo: is it inverted? A mask is black but for the defect"
         raise MaskError(photo.mask_uri, what)
     return found
+
+
+def _draw(photo: Photo, height: int, width: int) -> np.ndarray:
+    assert photo.mask_uri is not None
+    try:
+        return draw(photo.mask_uri, photo.mask_part, height, width)
+    except UserError as error:
+        raise MaskError(photo.mask_uri, str(error).removeprefix(f"{photo.mask_uri}: ")) from None
 
 
 def _of_part(mask: images.MaskImage, part: str) -> np.ndarray:

@@ -49,6 +49,8 @@ class DefectSetConfig(Config):
     mask_values: dict[str, str] = Field(default_factory=dict)
     """Where masks tell types: value -> type, say {1 = "scratches", "#00ff00" = "spots"}; "-" leaves it out."""
 
+    box_masks: bool = False
+    """Whether an annotated box alone is a mask: a rough one, of which copy-paste cuts out rectangles."""
     pixel_range: Literal["auto"] | Annotated[tuple[float, float], AfterValidator(_rising)] = "auto"
     """Which levels of photos of more than 8 bits become black and white, as in the main job."""
 
@@ -60,6 +62,7 @@ class DefectSetConfig(Config):
             products=self.products,
             kinds=kinds,
             mask_values=self.mask_values,
+            box_masks=self.box_masks,
             pixel_range=self.pixel_range,
         )
 
