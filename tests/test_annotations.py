@@ -100,6 +100,90 @@ def test_two_splits_may_have_photos_of_one_name(folder_uri: str) -> None:
     np.testing.assert_array_equal(draw(images[3], "spot"), SPOT)
 
 
+def test_splits_of_files_that_lie_apart_from_their_photos(tmp_path) -> None:
+    """COCO's and Datumaro's own layouts: photos of one name in the folders of their splits."""
+    (document,) = (data for name, data in exports.coco().items() if name.endswith(".json"))
+    write(
+        str(tmp_path),
+        {"annotations/instances_train2017.json": document, "annotations/instances_val2017.json": document}
+        | exports.photos("train2017/")
+        | exports.photos("val2017/"),
+    )
+    found = read(str(tmp_path))
+    assert [(image.name, image.split) for image in found.images] == [
+        *((f"train2017/{name}.png", "train") for name in "abc"),
+        *((f"val2017/{name}.png", "val") for name in "abc"),
+    ]
+    assert found.notes == [
+        "2 crowds: several objects with one outline",
+        "2 objects are boxes alone: no masks",
+    ]
+
+
+def test_photos_that_are_not_there_or_could_be_several(tmp_path) -> None:
+    document = exports.coco()["train/_annotations.coco.json"]
+    write(str(tmp_path), {"all.json": document} | exports.photos("x/", "ab") | exports.photos("y/", "a"))
+    found = read(str(tmp_path))
+    assert [(image.name, image.image_uri is None) for image in found.images] == [
+        ("a.png", True),
+        ("x/b.png", False),
+        ("c.png", True),
+    ]
+    assert "2 annotated images are not there, or could be one of several files" in found.notes
+    np.testing.assert_array_equal(draw(found.images[0], "spot"), SPOT)
+
+
+def test_an_export_for_each_product(tmp_path) -> None:
+    for product in ("bolt", "nut"):
+        files = exports.yolo()
+        files["data.yaml"] = files["data.yaml"].replace(b"crack", product.encode())
+        write(str(tmp_path / product), files)
+    found = read(str(tmp_path))
+    assert [(image.name, set(image.labels)) for image in found.images if image.name.endswith("a.png")] == [
+        ("bolt/train/images/a.png", {"bolt", "spot"}),
+        ("nut/train/images/a.png", {"nut", "spot"}),
+    ]
+    assert {image.split for image in found.images} == {"train"}
+
+
+def test_voc_masks_are_no_photos(tmp_path) -> None:
+    document = exports.voc()["ANNOTATIONS/b.xml"]
+    write(
+        str(tmp_path),
+        {"Annotations/b.xml": document, "SegmentationClass/b.png": b"", "JPEGImages/b.jpg": b""},
+    )
+    assert [image.name for image in read(str(tmp_path)).images] == ["JPEGImages/b.jpg"]
+
+
+def test_label_studio_labels_of_their_own(tmp_path) -> None:
+    """With <Labels> beside <Polygon>, a region has two results of one id; what nobody did is left out."""
+    common = {"id": "r", "original_width": WIDTH, "original_height": HEIGHT, "to_name": "image"}
+    points = {"points": [[25, 25], [75, 25], [75, 75], [25, 75]], "closed": True}
+    results = [
+        {**common, "type": "polygon", "value": points},
+        {**common, "type": "labels", "value": {**points, "labels": ["crack"]}},
+        {"id": "c", "type": "choices", "value": {"choices": ["good"]}},
+    ]
+    tasks = [
+        {
+            "id": 1,
+            "data": {"text": "x", "image": "/data/upload/2/0123abcd-a.png"},
+            "annotations": [{"result": results}],
+        },
+        {"id": 2, "data": {"image": "b.png"}, "annotations": []},
+        {"id": 3, "data": {"image": "c.png"}, "annotations": [{"was_cancelled": True, "result": []}]},
+    ]
+    write(str(tmp_path), {"x.json": exports.dump(tasks), "a.png": b"", "b.png": b"", "c.png": b""})
+    found = read(str(tmp_path))
+    assert [(image.name, image.labels) for image in found.images] == [("0123abcd-a.png", {"crack": True})]
+    assert found.images[0].image_uri == str(tmp_path / "a.png")
+    assert draw(found.images[0], "crack").sum() == 40 * 30
+    assert set(found.notes) == {
+        "1 results of the kind choices, left out",
+        "2 tasks that nobody has annotated, left out",
+    }
+
+
 def test_a_source_is_read_once(s3_uri: str) -> None:
     write(s3_uri, exports.coco())
     entries = list(storage.list_files(s3_uri))

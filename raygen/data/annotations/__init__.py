@@ -139,11 +139,11 @@ def draw_mask(
 
 def _item(items: dict[str, Item], name: str) -> Item | None:
     """The image of the longest tail of a name that the file knows, with its extension or without."""
-    for known in (items, {stem(plain(key)): item for key, item in items.items()}):
-        for tail in tails(name if known is items else stem(name)):
-            if tail in known:
-                return known[tail]
-    return None
+    for tail in tails(name):
+        if tail in items:
+            return items[tail]
+    stems = {stem(plain(key)): item for key, item in items.items()}
+    return next((stems[tail] for tail in tails(stem(name)) if tail in stems), None)
 
 
 def _labels(item: Item, notes: Counter[str]) -> dict[str, bool]:

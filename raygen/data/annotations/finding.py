@@ -13,6 +13,8 @@ from raygen.data.annotations.paths import SPLITS, ends, nearness, plain, relativ
 from raygen.data.annotations.shapes import Item, Malformed, Polygon
 from raygen.errors import UserError
 
+_VOC_MASKS = re.compile("/segmentation(class|object)/")
+
 
 class Place(NamedTuple):
     """Where an annotated image is."""
@@ -36,15 +38,19 @@ class _Listing:
 
     def __init__(self, base_uri: str, entries: Sequence[storage.Entry]) -> None:
         self.files = {relative(entry.uri, base_uri): entry for entry in entries}
-        self.photos = [path for path in self.files if path.lower().endswith(images.EXTENSIONS)]
+        self.photos = [
+            path
+            for path in self.files
+            if path.lower().endswith(images.EXTENSIONS) and not _VOC_MASKS.search(f"/{path.lower()}")
+        ]
         self._by_tail: dict[str, list[str]] = defaultdict(list)
         for path in self.photos:
             self._by_tail[posixpath.basename(path)].append(path)
             self._by_tail[posixpath.basename(stem(path))].append(path)
 
-    def photo(self, folder: str, name: str) -> str | None:
+    def photo(self, folder: str, name: str, split: str = "") -> str | None:
         """The photo that a file in a folder calls so: from that folder on, else the one whose path ends so, or in
-        as much of it as there is; of several the nearest."""
+        as much of it as there is; of several the nearest, of these the one of the split."""
         if (beside := posixpath.normpath(posixpath.join(folder, name))) in self.files:
             return beside
         for tail in (*tails(name), *tails(label_studio.without_prefix(name))):
@@ -52,6 +58,8 @@ class _Listing:
             if known:
                 near = {path: nearness(path, folder) for path in known}
                 best = [path for path in known if near[path] == max(near.values())]
+                if len(best) > 1 and split:
+                    best = [path for path in best if split_of(path) == split]
                 return best[0] if len(best) == 1 else None
         return None
 
@@ -95,13 +103,11 @@ def find(base_uri: str, entries: Sequence[storage.Entry]) -> tuple[list[Found], 
 
 def _place(listing: _Listing, path: str, kind: str, item: Item) -> Place:
     folder, name = posixpath.dirname(path), plain(item.name)
-    photo = listing.photo(folder, item.name)
-    if photo is None and kind in (
-        voc.FORMAT,
-        labelme.FORMAT,
-    ):  # the photo was renamed, or has no extension there
-        photo = listing.photo(folder, posixpath.basename(stem(path)))
-    split = SPLITS.get(item.split.lower()) or split_of(photo or "") or split_of(path) or split_of(name)
+    split = SPLITS.get(item.split.lower()) or split_of(path)
+    photo = listing.photo(folder, item.name, split)
+    if photo is None and kind in (voc.FORMAT, labelme.FORMAT):  # renamed, or with no extension there
+        photo = listing.photo(folder, posixpath.basename(stem(path)), split)
+    split = SPLITS.get(item.split.lower()) or split_of(photo or "") or split or split_of(name)
     # The photo's own path where that says the same and more: train/1.jpg and test/1.jpg may both be called 1.jpg.
     named = photo if photo and ends(photo, name) else name
     return Place(named, listing.files[photo].uri if photo else None, split)
