@@ -73,6 +73,7 @@ def parse_folder(path: str) -> Folder:
     split, holds_masks = "", False
     for name in path.split("/") if path else ():
         lower = name.strip().lower()
+        lower = lower.removesuffix("_images")  # train_images
         if lower in SPLITS:
             split = SPLITS[lower]
         elif lower in _MASKS:

@@ -1,0 +1,110 @@
+"""A folder that a labelling tool exported is a defect set, with its types, masks and normals."""
+
+from pathlib import Path
+
+import exports
+import numpy as np
+import pytest
+from exports import BOXED, CRACK, SPOT
+from factories import write_bank
+from PIL import Image
+from test_annotations import iou, write
+
+from raygen import images, storage
+from raygen.data.defects import MaskError, list_defect_set, read_mask
+from raygen.data.photo import Photo
+from raygen.data.survey import survey
+from raygen.families.copy_paste.config import CopyPasteConfig
+
+
+@pytest.mark.parametrize("export", exports.EXPORTS)
+def test_an_export_is_a_defect_set(export: str, folder_uri: str) -> None:
+    uri = storage.join(folder_uri, "tiles")
+    write(uri, exports.EXPORTS[export]())
+    found = survey(uri)
+    assert found.notes[0].startswith("read as ")
+    # A folder that is neither a split nor one of images is a product's.
+    assert {photo.product for photo in found.photos} == {"parts" if export == "cvat" else "tiles"}
+    crack, spot, dent = ("1", "3", "4") if "severstal" in export else ("crack", "spot", "dent")
+    assert sorted((Path(photo.uri).name, photo.defect_type) for photo in found.photos) == [
+        ("a.png", crack), ("a.png", spot), ("b.png", dent), ("c.png", "normal"),
+    ]  # fmt: skip
+    masks = {
+        photo.defect_type: read_mask(Photo.of_row(photo.row())) for photo in found.photos if photo.mask_uri
+    }
+    if export == "voc":
+        assert not masks
+        return
+    assert iou(masks[crack], CRACK) > 0.95
+    assert export == "yolo" or iou(masks[spot], SPOT) > 0.95  # which has it as a square
+
+
+def test_labels_are_types_and_a_photo_may_show_two(tmp_path: Path) -> None:
+    write(str(tmp_path / "tiles"), exports.coco())
+    photos = list_defect_set(str(tmp_path / "tiles"))
+    assert [(Path(photo.uri).name, photo.defect_type, photo.mask_uri is not None) for photo in photos] == [
+        ("a.png", "crack", True),
+        ("a.png", "spot", True),
+        ("b.png", "dent", False),
+        ("c.png", "normal", False),
+    ]
+    renamed = list_defect_set(str(tmp_path / "tiles"), types={"Crack": "scratches", "spot": "-"})
+    assert {photo.defect_type for photo in renamed} == {"scratches", "dent", "normal"}
+
+
+def test_boxes_are_masks_where_that_is_asked_for(tmp_path: Path) -> None:
+    write(str(tmp_path), exports.coco())
+    assert any("boxes alone" in note for note in survey(str(tmp_path)).notes)
+    [dent] = [photo for photo in survey(str(tmp_path), box_masks=True).photos if photo.defect_type == "dent"]
+    np.testing.assert_array_equal(read_mask(dent), BOXED)
+
+
+def test_what_nobody_annotated_is_left_alone_but_in_a_folder_of_normals(tmp_path: Path) -> None:
+    more = exports.photos("train/", "z") | exports.photos("normal/", "n")
+    write(str(tmp_path), exports.coco() | more)
+    found = survey(str(tmp_path))
+    assert {Path(photo.uri).name for photo in found.photos if photo.defect_type == "normal"} == {
+        "c.png",
+        "n.png",
+    }
+    assert [note for note in found.notes if "1 images are not annotated, such as" in note and "z.png" in note]
+
+
+def test_an_annotation_that_does_not_fit_its_photo_is_a_bad_mask(tmp_path: Path) -> None:
+    write(str(tmp_path), exports.coco())
+    storage.put(str(tmp_path / "train/a.png"), images.encode_png(np.zeros((60, 60, 1), np.uint8)))
+    photo = list_defect_set(str(tmp_path))[0]
+    with pytest.raises(MaskError, match="annotated at 80 × 60 pixels, and the photo has 60 × 60"):
+        read_mask(photo)
+
+
+def test_a_turned_photo_turns_its_annotation(tmp_path: Path) -> None:
+    """Tools draw on the photo as it is stored."""
+    write(str(tmp_path), exports.coco())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(tmp_path / "train/a.png").save(tmp_path / "train/a.png", exif=exif)
+    crack = list_defect_set(str(tmp_path))[0]
+    assert iou(read_mask(crack), np.rot90(CRACK, -1)) > 0.95
+
+
+def test_defects_of_an_export_are_cut_out(tmp_path: Path) -> None:
+    """Each photo as often as it shows types, and what was taken of each is told apart."""
+    pixels = np.full((exports.HEIGHT, exports.WIDTH), 150, np.uint8) + (
+        np.indices((60, 80)).sum(0) % 5
+    ).astype(np.uint8)
+    pixels[CRACK | SPOT] = 40
+    write(
+        str(tmp_path / "set"), exports.coco() | {f"train/{name}.png": exports.png(pixels) for name in "abc"}
+    )
+    config = CopyPasteConfig(
+        defects=str(tmp_path / "set"),
+        output=str(tmp_path / "bank"),
+        types={"dent": "-"},
+        channels=1,
+        image_size=64,
+    )
+    bank = write_bank(config)
+    photo = f"{tmp_path}/set/train/a.png"
+    assert set(bank.config.training["taken"]) == {f"{photo} as crack", f"{photo} as spot"}
+    assert [reference.defect_type for reference in bank.references] == ["crack", "spot"]
