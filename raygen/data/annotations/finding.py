@@ -5,6 +5,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from raygen import images, storage
@@ -43,10 +44,14 @@ class _Listing:
             for path in self.files
             if path.lower().endswith(images.EXTENSIONS) and not _VOC_MASKS.search(f"/{path.lower()}")
         ]
-        self._by_tail: dict[str, list[str]] = defaultdict(list)
+
+    @cached_property
+    def _by_tail(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = defaultdict(list)
         for path in self.photos:
-            self._by_tail[posixpath.basename(path)].append(path)
-            self._by_tail[posixpath.basename(stem(path))].append(path)
+            found[posixpath.basename(path)].append(path)
+            found[posixpath.basename(stem(path))].append(path)
+        return found
 
     def photo(self, folder: str, name: str, split: str = "") -> str | None:
         """The photo that a file in a folder calls so: from that folder on, else the one whose path ends so, or in
@@ -70,6 +75,9 @@ def find(base_uri: str, entries: Sequence[storage.Entry]) -> tuple[list[Found], 
     Raises:
         UserError: one that is damaged.
     """
+    tables = [entry for entry in entries if entry.uri.lower().endswith((".json", ".xml", ".csv", ".txt"))]
+    if all(entry.uri.endswith("metadata.csv") for entry in tables):
+        return [], Counter()  # in most sets: no need to look further
     listing = _Listing(base_uri, entries)
     paths = [
         path
@@ -136,6 +144,8 @@ def _voc_splits(listing: _Listing, threads: ThreadPoolExecutor, found: list[Foun
 
 
 def _find_yolo(listing: _Listing, threads: ThreadPoolExecutor, notes: Counter[str]) -> list[Found]:
+    if not any(path.lower().endswith(".txt") for path in listing.files):
+        return []
     labels = {}  # path of a text file -> of its photo
     for photo in listing.photos:
         if there := next((path for path in yolo.label_paths(photo) if path in listing.files), None):
