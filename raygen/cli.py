@@ -65,6 +65,14 @@ def _parser() -> argparse.ArgumentParser:
                 help="what to do with samples of another checkpoint or recipe",
             )
 
+    inspect = commands.add_parser(
+        "inspect", help="show what raygen sees of a defect set or a pool, the suspicious first"
+    )
+    inspect.add_argument("place", help="a defect set or a pool: a folder, an s3:// prefix, a manifest")
+    inspect.add_argument("--output", default="inspection", help="the folder to write (default: inspection)")
+    inspect.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[])
+    inspect.set_defaults(run=_inspect)
+
     back = commands.add_parser("rollback", help="publish the content of an older version of a table again")
     back.add_argument("table", help="the table's folder")
     back.add_argument("--to", type=int, metavar="VERSION", help="default: the one before what it shows now")
@@ -155,6 +163,15 @@ def _refresh(args: argparse.Namespace) -> None:
     overrides = [*args.overrides, f"policy={args.policy}"] if args.policy else args.overrides
     config = load_config(RefreshConfig, args.recipe, overrides)
     (dry_run if args.dry_run else refresh)(config)
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from raygen.config import load_config
+    from raygen.inspection.config import InspectConfig
+    from raygen.inspection.job import inspect
+
+    places = [f"defects={args.place}", f"output={args.output}"]
+    inspect(load_config(InspectConfig, None, [*args.overrides, *places]))
 
 
 def _rollback(args: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """The only place where pixels change form: file bytes <-> uint8 HWC <-> float NCHW in [-1, 1]."""
 
 import io
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -334,6 +334,24 @@ def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
         pixels = pixels.swapaxes(0, 1)
     upside_down, mirrored = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
     return np.ascontiguousarray(pixels[:: -1 if upside_down else 1, :: -1 if mirrored else 1])
+
+
+def describe(data: bytes, max_pixels: int) -> str:
+    """A file's format, depth and channels, for a person: `PNG, 8 bits, grey`.
+
+    Raises:
+        BadImageError: for any file that cannot be used.
+    """
+    image = _open_header(data, max_pixels)
+    if image is None:
+        return "DICOM" if is_dicom(data) else "TIFF of a rare kind"
+    tags: Any = image
+    bits = {"PNG": lambda: data[24], "TIFF": lambda: max(tags.tag_v2.get(258, (1,)))}
+    depth = bits.get(image.format or "", lambda: 8)()
+    kinds = {"L": "grey", "LA": "grey", "1": "black and white", "P": "palette", "I": "grey", "F": "floats"}
+    return (
+        f"{image.format}, {depth} bits, {kinds.get(image.mode, 'grey' if image.mode[0] == 'I' else 'colour')}"
+    )
 
 
 def stored_size(data: bytes, max_pixels: int) -> tuple[int, int, int]:

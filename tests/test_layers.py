@@ -30,15 +30,23 @@ LAYERS = [
     {"config", "resources", "on_ray"},
     {"data"},
     {"families"},
-    {"train", "generate", "evaluate"},
+    {"train", "generate", "evaluate", "inspection"},
     {"publish"},
     {"demo"},
     {"cli", "jobs"},
 ]
-NEVER_EACH_OTHER = {"train", "generate", "evaluate"}
+NEVER_EACH_OTHER = {"train", "generate", "evaluate", "inspection"}
 
 ONLY_IN = {
-    "ray": {"on_ray", "train/on_ray", "generate/on_ray", "evaluate/on_ray", "publish/on_ray", "cli"},
+    "ray": {
+        "on_ray",
+        "train/on_ray",
+        "generate/on_ray",
+        "evaluate/on_ray",
+        "inspection/on_ray",
+        "publish/on_ray",
+        "cli",
+    },
     "s3fs": {"storage"},
     "boto3": {"storage"},
     "botocore": {"storage"},

@@ -102,7 +102,7 @@ def _index_seeds(pool_uri: str, products: Sequence[str]) -> Iterator[Normal]:
 
 
 def _index_folder(pool_uri: str, product: str | None, say: Say) -> Iterator[Normal]:
-    known = recognise_pool(storage.folder_name(pool_uri), _some_folders(pool_uri))
+    known = recognise_pool(storage.folder_name(pool_uri), some_folders(pool_uri))
     if known:
         yield from _index_defect_set(pool_uri, *known, product, say)
         return
@@ -128,7 +128,7 @@ def _index_folder(pool_uri: str, product: str | None, say: Say) -> Iterator[Norm
 _MASK = re.compile(r"_(mask|gt)\.\w+$", re.IGNORECASE)
 
 
-def _some_folders(pool_uri: str) -> list[str]:
+def some_folders(pool_uri: str) -> list[str]:
     """Paths of some of a pool's folders: enough to tell whether it is a defect set, in a few requests."""
     found: list[str] = []
     level = [""]

@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 
 from raygen import __version__, storage
 from raygen.checkpoint import Checkpoint
+from raygen.data.pixel_ranges import PixelRanges
 from raygen.data.pool import Normal, index_pool
 from raygen.data.runs import RUN, Run, read_run
 from raygen.errors import UserError
 from raygen.families import family_of
 from raygen.generate.config import GenerateConfig
 from raygen.generate.judging import deciding, judge_digest, read_judge, refuse_other_judges
-from raygen.generate.pixel_ranges import PixelRanges
 from raygen.generate.windows import read_region
 from raygen.learned import LEARNED, united
 from raygen.records import NORMAL, PLAN_SCHEMA, SampleRequest, digest, plan_requests

@@ -8,10 +8,10 @@ import pyarrow as pa
 
 from raygen import storage
 from raygen.checkpoint import Checkpoint
+from raygen.data.pixel_ranges import PixelRanges
 from raygen.data.pool import Normal
 from raygen.errors import UserError
 from raygen.generate.config import GenerateConfig
-from raygen.generate.pixel_ranges import PixelRanges
 from raygen.publish.arrow import pc
 from raygen.publish.changes import LEDGER_SCHEMA, Change, compare, keys_of, list_pool, read_ledger
 from raygen.publish.config import RefreshConfig
