@@ -12,13 +12,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from raygen import storage
-from raygen.data.layouts import Cell, parse_folder, recognise_pool
-from raygen.data.mask_files import suffix_of
-from raygen.data.metadata import METADATA
-from raygen.data.survey import survey
+from raygen.data.set_as_pool import list_normals, recognise_set
 from raygen.errors import UserError
 from raygen.images import EXTENSIONS, BadImageError
-from raygen.records import NORMAL, check_name
+from raygen.records import check_name
 
 
 class Normal(NamedTuple):
@@ -102,9 +99,10 @@ def _index_seeds(pool_uri: str, products: Sequence[str]) -> Iterator[Normal]:
 
 
 def _index_folder(pool_uri: str, product: str | None, say: Say) -> Iterator[Normal]:
-    known = recognise_pool(storage.folder_name(pool_uri), some_folders(pool_uri))
+    known = recognise_set(pool_uri)
     if known:
-        yield from _index_defect_set(pool_uri, *known, product, say)
+        for entry, name in list_normals(pool_uri, *known, say):
+            yield Normal(entry.uri, product or name, entry.size, entry.etag)
         return
     for entry in storage.list_files(pool_uri):
         name = entry.uri.lower()
@@ -126,60 +124,6 @@ def _index_folder(pool_uri: str, product: str | None, say: Say) -> Iterator[Norm
 
 
 _MASK = re.compile(r"_(mask|gt)\.\w+$", re.IGNORECASE)
-
-
-def some_folders(pool_uri: str) -> list[str]:
-    """Paths of some of a pool's folders: enough to tell whether it is a defect set, in a few requests."""
-    found: list[str] = []
-    level = [""]
-    for depth in range(_DEEP):
-        below: list[str] = []
-        for path in level:
-            uri = storage.join(pool_uri, path) if path else pool_uri
-            below += [f"{path}/{name}".lstrip("/") for name in storage.list_folders(uri)]
-        found += below
-        # Products are many and alike; below them, only folders without a meaning of their own are looked into.
-        level = [path for path in below if depth == 0 or len(parse_folder(path).names) < 2][:_SOME]
-    return found
-
-
-_DEEP, _SOME = 4, 8
-
-
-def _index_defect_set(
-    pool_uri: str, name: str, cell_of: Callable[[str], Cell | None], product: str | None, say: Say
-) -> Iterator[Normal]:
-    """The normals of a defect set that are not held out."""
-    metadata_uri = f"{pool_uri}/{METADATA}"
-    told = {}
-    if storage.exists(
-        metadata_uri
-    ):  # then it is listed whole: who wrote a row for each photo has not millions
-        told = {photo.uri: photo.split for photo in survey(pool_uri, kinds=["normals"]).photos}
-    cells: dict[str, Cell | None] = {}
-    taken, held_out, others = 0, 0, 0
-    before = ""
-    for entry in storage.list_files(pool_uri):
-        path, _, _ = entry.uri.removeprefix(f"{pool_uri}/").rpartition(".")
-        if not entry.uri.lower().endswith(EXTENSIONS):
-            continue
-        folder, _, stem = path.rpartition("/")
-        if folder not in cells:
-            cells[folder] = cell_of(folder)
-        cell = cells[folder]
-        is_mask = suffix_of(stem) or path == before  # "7.png" after "7.jpg"
-        before = path
-        if cell is None or cell.holds_masks or cell.kind != NORMAL or is_mask:
-            others += 1
-        elif (cell.split or told.get(entry.uri, "")) in ("val", "test"):
-            held_out += 1
-        else:
-            taken += 1
-            yield Normal(entry.uri, product or cell.product, entry.size, entry.etag)
-    say(
-        f"pool {pool_uri}: read as {name}: {taken:,} normals are taken; {held_out:,} of val and test, "
-        f"and {others:,} other images, are left alone"
-    )
 
 
 def _index_images(entry: storage.Entry, product: str | None) -> Iterator[Normal]:

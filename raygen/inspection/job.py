@@ -16,12 +16,12 @@ from raygen import images, storage
 from raygen.config import check_writable
 from raygen.data.annotations import read_annotations
 from raygen.data.defects import read_mask, read_photo
-from raygen.data.layouts import recognise_pool
 from raygen.data.mask_files import suffix_of
 from raygen.data.metadata import METADATA
 from raygen.data.photo import Photo
 from raygen.data.pixel_ranges import PixelRanges
-from raygen.data.pool import index_pool, is_drawn, read_normals, some_folders
+from raygen.data.pool import index_pool, is_drawn, read_normals
+from raygen.data.set_as_pool import recognise_set
 from raygen.errors import BadImageError, UserError
 from raygen.inspection.config import InspectConfig
 from raygen.inspection.look import Seen, look
@@ -67,7 +67,7 @@ def _is_defect_set(uri: str) -> bool:
         raise UserError(f"{uri}: seeds are no photographs; name a folder or a manifest")
     if uri.lower().endswith((".csv", ".parquet")):
         return False
-    if recognise_pool(storage.folder_name(uri), some_folders(uri)) or storage.exists(f"{uri}/{METADATA}"):
+    if recognise_set(uri) or storage.exists(f"{uri}/{METADATA}"):
         return True
     first = list(itertools.islice(storage.list_files(uri), _FIRST_FILES))
     stems = (entry.uri.rpartition("/")[2].rpartition(".")[0] for entry in first)
