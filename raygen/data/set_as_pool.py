@@ -40,9 +40,8 @@ def list_normals(
 ) -> Iterator[tuple[storage.Entry, str]]:
     """Streams the normals of a set that are not held out, with their products; then says how many."""
     told = {}
-    if storage.exists(
-        f"{pool_uri}/{METADATA}"
-    ):  # then it is listed whole: who wrote a row a photo has not millions
+    if storage.exists(f"{pool_uri}/{METADATA}"):
+        # It is listed whole then: whoever wrote a row for each photo has not millions.
         told = {photo.uri: photo.split for photo in survey(pool_uri, kinds=["normals"]).photos}
     cells: dict[str, Cell | None] = {}
     taken, held_out, others = 0, 0, 0
