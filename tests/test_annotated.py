@@ -108,3 +108,40 @@ def test_defects_of_an_export_are_cut_out(tmp_path: Path) -> None:
     photo = f"{tmp_path}/set/train/a.png"
     assert set(bank.config.training["taken"]) == {f"{photo} as crack", f"{photo} as spot"}
     assert [reference.defect_type for reference in bank.references] == ["crack", "spot"]
+
+
+def voc(name: str, label: str) -> bytes:
+    """A box, as NEU-DET and GC10-DET have it."""
+    box = "<xmin>10</xmin><ymin>20</ymin><xmax>30</xmax><ymax>40</ymax>"
+    size = "<size><width>80</width><height>60</height><depth>1</depth></size>"
+    found = f"<object><name>{label}</name><bndbox>{box}</bndbox></object>"
+    return f"<annotation><filename>{name}</filename>{size}{found}</annotation>".encode()
+
+
+def test_neu_det_and_gc10_det_have_types_splits_and_no_normals(folder_uri: str) -> None:
+    grey = exports.png(np.zeros((exports.HEIGHT, exports.WIDTH), np.uint8))
+    neu = {
+        f"{split}/{folder}": data
+        for split in ("train", "validation")
+        for folder, data in (
+            ("images/crazing/crazing_1.jpg", grey),
+            ("annotations/crazing_1.xml", voc("crazing_1.jpg", "crazing")),
+            ("images/rolled-in_scale/rolled-in_scale_2.jpg", grey),
+            ("annotations/rolled-in_scale_2.xml", voc("rolled-in_scale_2", "rolled-in_scale")),
+        )
+    }
+    gc10 = {
+        "1/img_01.jpg": grey,
+        "lable/img_01.xml": voc("img_01.jpg", "1_chongkong"),
+        "2/img_02.jpg": grey,
+        "lable/img_02.xml": voc("img_02.jpg", "2_hanfeng"),
+    }
+    for name, files in (("neu", neu), ("gc10", gc10)):
+        write(storage.join(folder_uri, name), files)
+    photos = list_defect_set(storage.join(folder_uri, "neu"), kinds=["defects"])
+    assert sorted(photo[1:5] for photo in photos) == [
+        ("neu", kind, None, split) for kind in ("crazing", "rolled-in_scale") for split in ("train", "val")
+    ]
+    photos = list_defect_set(storage.join(folder_uri, "gc10"), kinds=["defects"], box_masks=True)
+    assert [photo[1:3] for photo in photos] == [("gc10", "1_chongkong"), ("gc10", "2_hanfeng")]
+    assert all(read_mask(photo).sum() == 21 * 21 for photo in photos)

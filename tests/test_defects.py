@@ -11,7 +11,8 @@ import pytest
 from PIL import Image, ImageFilter, ImageOps
 
 from raygen import images, storage, surfaces
-from raygen.data.defects import Photo, group_by_cell, list_defect_set, load_masks, load_photos, read_mask
+from raygen.data.defects import group_by_cell, list_defect_set, load_masks, load_photos, read_mask
+from raygen.data.photo import Photo
 from raygen.data.table17 import MVTEC_TYPES, TABLE_17
 from raygen.errors import UserError
 

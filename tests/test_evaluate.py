@@ -12,7 +12,7 @@ from torch import nn
 
 from raygen import images
 from raygen.config import load_config
-from raygen.data.defects import Photo
+from raygen.data.photo import Photo
 from raygen.data.runs import read_manifest
 from raygen.demo import CHECKPOINT
 from raygen.errors import UserError

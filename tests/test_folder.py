@@ -9,7 +9,7 @@ from training import recipe
 
 from raygen import storage
 from raygen.checkpoint import load_checkpoint
-from raygen.data.defects import Photo
+from raygen.data.photo import Photo
 from raygen.errors import UserError
 from raygen.train.folder import RUN, STATE, TrainingFolder, TrainingRun, photos_name
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from gan_training import DEFECTS, SIZES, AnyConfig, batch, maker, recipe1, recipe2
 
-from raygen.data.defects import Photo
+from raygen.data.photo import Photo
 from raygen.families.photos import DefectSet
 from raygen.families.stylegan2.ada import NUM_DRAWS
 from raygen.families.stylegan2.batches import DISCRIMINATOR, GENERATOR, GANBatchMaker, LatentSizes, cells_of

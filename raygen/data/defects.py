@@ -3,15 +3,14 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from raygen import images, storage
 from raygen.data.annotated import draw, is_drawn
 from raygen.data.photo import Photo
-from raygen.data.survey import AS_NAMED, KINDS, Kind, Types, survey
-from raygen.depth import PixelRange
+from raygen.data.survey import survey
 from raygen.errors import UserError
 from raygen.records import NORMAL, digest
 
@@ -19,20 +18,9 @@ _MAX_PIXELS = 64_000_000
 R = TypeVar("R")
 
 
-def list_defect_set(
-    uri: str,
-    *,
-    types: Types = AS_NAMED,
-    products: Sequence[str] = (),
-    kinds: Sequence[Kind] = KINDS,
-    mask_values: Mapping[str, str] = {},
-    pixel_range: PixelRange | str = "auto",
-) -> tuple[Photo, ...]:
-    """The photos of `raygen.data.survey.survey`."""
-    found = survey(
-        uri, types=types, products=products, kinds=kinds, mask_values=mask_values, pixel_range=pixel_range
-    )
-    return found.photos
+def list_defect_set(uri: str, **options: Any) -> tuple[Photo, ...]:
+    """The photos of `raygen.data.survey.survey`, whose options these are."""
+    return survey(uri, **options).photos
 
 
 def keep_defects(photos: Sequence[Photo], counts: Mapping[str, int]) -> tuple[Photo, ...]:

@@ -7,7 +7,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from raygen import storage
-from raygen.data.defects import Photo, load_photos
+from raygen.data.defects import load_photos
+from raygen.data.photo import Photo
 from raygen.evaluate import on_ray
 from raygen.evaluate.classifier import Classifier
 from raygen.evaluate.downstream import (

@@ -7,7 +7,8 @@ from itertools import product as pairs
 import numpy as np
 import torch
 
-from raygen.data.defects import Photo, load_photos
+from raygen.data.defects import load_photos
+from raygen.data.photo import Photo
 from raygen.evaluate import on_ray
 from raygen.evaluate.distances import Comparison, Distance, RealFeatures, gather_real, measure
 from raygen.evaluate.features import EXTRACTORS, PERCEPTUAL, seconds_per_image

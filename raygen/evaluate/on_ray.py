@@ -18,7 +18,8 @@ from ray.exceptions import RayTaskError
 
 from raygen import storage
 from raygen.config import ActorPoolConfig
-from raygen.data.defects import Photo, load_photos
+from raygen.data.defects import load_photos
+from raygen.data.photo import Photo
 from raygen.data.runs import ShardStats
 from raygen.errors import UserError
 from raygen.evaluate.config import DownstreamConfig, FeatureConfig

@@ -7,8 +7,9 @@ from functools import cached_property
 from hashlib import sha256
 
 from raygen import storage
-from raygen.data.defects import Photo, keep_defects
+from raygen.data.defects import keep_defects
 from raygen.data.layouts import split_of
+from raygen.data.photo import Photo
 from raygen.errors import UserError
 from raygen.evaluate.config import EvaluateConfig
 from raygen.learned import Learned

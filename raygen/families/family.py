@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raygen.checkpoint import REFERENCE_CODES, Checkpoint, Reference
-from raygen.data.defects import Photo
+from raygen.data.photo import Photo
 from raygen.errors import UserError
 from raygen.families.photos import DefectSet
 from raygen.families.recipes import BankConfig, FamilyConfig, SamplingConfig, TrainingConfig

@@ -8,16 +8,9 @@ from typing import Protocol
 
 import numpy as np
 
-from raygen.data.defects import (
-    KINDS,
-    Kind,
-    Photo,
-    group_by_cell,
-    keep_defects,
-    list_defect_set,
-    load_masks,
-    load_photos,
-)
+from raygen.data.defects import group_by_cell, keep_defects, list_defect_set, load_masks, load_photos
+from raygen.data.photo import Photo
+from raygen.data.survey import KINDS, Kind
 from raygen.errors import UserError
 from raygen.families.recipes import FamilyConfig
 from raygen.records import NORMAL

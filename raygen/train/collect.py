@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from raygen import images, storage
 from raygen.checkpoint import CONFIG
-from raygen.data.defects import Photo, group_by_cell
+from raygen.data.defects import group_by_cell
+from raygen.data.photo import Photo
 from raygen.errors import UserError
 from raygen.families.family import Taken
 from raygen.families.photos import DefectSet

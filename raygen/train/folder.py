@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raygen import storage
 from raygen.checkpoint import BEST, CONFIG, CheckpointConfig, save_checkpoint
-from raygen.data.defects import Photo
+from raygen.data.photo import Photo
 from raygen.errors import UserError
 from raygen.families import DEFAULT
 from raygen.families.family import Contents

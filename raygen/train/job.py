@@ -15,7 +15,8 @@ import torch
 from raygen import storage
 from raygen.checkpoint import load_checkpoint
 from raygen.config import check_writable, refuse_lost_places
-from raygen.data.defects import Photo, load_photos, read_file
+from raygen.data.defects import load_photos, read_file
+from raygen.data.photo import Photo
 from raygen.errors import PromiseError
 from raygen.families.family import Trainer
 from raygen.families.photos import TRAINING_SPLITS, VALIDATION_SPLITS, DefectSet

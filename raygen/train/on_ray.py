@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 from ray.train.v2._internal.exceptions import RayTrainError  # what it says of a worker that is gone
 
 from raygen import storage
-from raygen.data.defects import Photo
+from raygen.data.photo import Photo
 from raygen.errors import PromiseError, UserError
 from raygen.families.family import Fields, MakeBatch
 from raygen.families.photos import TRAINING_SPLITS, DefectSet

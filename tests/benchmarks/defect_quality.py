@@ -43,7 +43,8 @@ from factories import make_samples
 
 from raygen import images, storage, surfaces
 from raygen.checkpoint import GENERATOR, Checkpoint, load_checkpoint
-from raygen.data.defects import Photo, list_defect_set, load_photos
+from raygen.data.defects import list_defect_set, load_photos
+from raygen.data.photo import Photo
 from raygen.families import load_generator
 from raygen.families.dtgan.networks import Generator, MappingNetwork, StyleContentEncoder
 from raygen.families.dtgan.sizes import DTGANConfig

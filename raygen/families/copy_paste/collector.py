@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raygen import images
-from raygen.data.defects import MaskError, Photo, read_mask, read_photo
+from raygen.data.defects import MaskError, read_mask, read_photo
+from raygen.data.photo import Photo
 from raygen.families.copy_paste.config import CopyPasteConfig
 from raygen.families.copy_paste.cutouts import Cutout, Refused, cut
 from raygen.families.family import CollectsBank, Contents, Taken

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from raygen.checkpoint import JUDGE
-from raygen.data.defects import Photo, group_by_cell, load_photos
+from raygen.data.defects import group_by_cell, load_photos
+from raygen.data.photo import Photo
 from raygen.errors import UserError
 from raygen.extras import require
 from raygen.families.family import Contents, Taken
