@@ -90,7 +90,7 @@ def test_a_killed_worker_of_either_stage_costs_the_work_since_the_last_checkpoin
     common: dict[str, Any] = {
         "defects": f"{s3_uri}/defects",
         "adaptive": TRANSFORMS,
-        "images": 96,
+        "images": 64,
         "batch_per_worker": 4,
         "checkpoint_every": 8,
     }
