@@ -357,6 +357,7 @@ def test_a_defect_set_s_range_is_found_for_all_its_photos(folder_uri: str) -> No
     assert all(is_picture(read_photo(Photo.of_row(photo.row())).squeeze()) for photo in found.photos)
     wide = list_defect_set(folder_uri, pixel_range=(0, 8190))
     assert {photo.pixel_range for photo in wide} == {(0, 8190)}
+    assert not {photo.content for photo in wide} & {photo.content for photo in found.photos}
 
 
 def test_a_run_says_its_ranges(tmp_path: Path) -> None:

@@ -36,6 +36,12 @@ class Photo(NamedTuple):
         return cls(*fields)
 
     @property
+    def content(self) -> str:
+        """What decides its pixels, for keys."""
+        told = f"{self.uri} {self.etag}"
+        return told if self.pixel_range is None else f"{told} {list(self.pixel_range)}"
+
+    @property
     def mask_uris(self) -> tuple[str, ...]:
         """All parts of its mask."""
         return (self.mask_uri, *self.more_masks) if self.mask_uri else ()

@@ -83,7 +83,14 @@ class ClassifierFits:
         which = {"conditions", "runs", "sizes", "general", "single_products", "cross_domain", "seeds"}
         weights = self.config.downstream.weights
         photos = [
-            (split, photo.product, photo.defect_type, photo.uri, photo.etag or "")
+            (
+                split,
+                photo.product,
+                photo.defect_type,
+                photo.uri,
+                photo.etag or "",
+                *map(str, photo.pixel_range or ()),
+            )
             for split, some in self.real.splits.items()
             for photo in some
         ]

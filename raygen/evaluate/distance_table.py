@@ -195,5 +195,5 @@ def _photo_sources(photos: Sequence[Photo], size: tuple[int, int]) -> list[Sourc
     sources = []
     for start in range(0, len(photos), _PHOTOS_PER_SOURCE):
         some = tuple(photos[start : start + _PHOTOS_PER_SOURCE])
-        sources.append(Source(key=digest(*size, *(f"{p.uri} {p.etag}" for p in some)), photos=some))
+        sources.append(Source(key=digest(*size, *(p.content for p in some)), photos=some))
     return sources
