@@ -4,7 +4,7 @@ import hashlib
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from raygen import images
 from raygen.data.defects import MaskError, read_file, read_mask
@@ -97,9 +97,14 @@ def _with_mask(seen: Seen, grey: np.ndarray, mask: np.ndarray) -> Seen:
 
 
 def _thumbnail(grey: np.ndarray) -> np.ndarray:
-    """The photo's finer structure, float32 (THUMBNAIL²,): small, without what varies slowly, of length 1."""
+    """The photo's finer structure, float32 (THUMBNAIL²,): small, of the same local contrast everywhere, of length
+    1. (Else what all photos of one camera share, say a bright edge, would outweigh what is theirs alone.)"""
+    from scipy.ndimage import gaussian_filter  # slow to import
+
     small = Image.fromarray(grey).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-    fine = np.asarray(small, np.float32) - np.asarray(small.filter(ImageFilter.GaussianBlur(4)), np.float32)
+    levels = np.asarray(small, np.float32)
+    fine = levels - gaussian_filter(levels, 2)
+    fine /= np.sqrt(gaussian_filter(fine * fine, 2)) + 0.5  # grey levels: what is even stays so
     fine = fine.ravel() - fine.mean()
     length = np.linalg.norm(fine)
     return fine / length if length > 1e-3 else np.zeros_like(fine)

@@ -28,7 +28,7 @@ REASONS: dict[str, str] = {
 }
 """Kinds of suspicion, the worst first -> how they are said."""
 
-_ALIKE = 0.9
+_ALIKE = 0.8
 _MOST_COMPARED = 20_000
 
 
@@ -125,8 +125,9 @@ def _alike(photos: Sequence[Seen]) -> list[Suspicion]:
     """Pictures of one thing in two splits, by their fine structure: copies that were encoded again, resized or
     brightened, and photographs of the same spot; not crops, nor mirror images.
 
-    On 3,967 photographs of textures pairs beyond this likeness were 26, of which 25 show one thing; of 300 copies
-    in JPEG of quality 50, and as many of half the size, it finds more than three of four.
+    Of 872 and 3,967 photographs of textures 198 and 26 pairs are beyond this likeness: 197 and 26 of them show one
+    thing. Of copies of 200 of each in JPEG of quality 50 it finds 100 and 89 %, brightened 99 and 98 %, of half
+    the size 100 and 98 %.
     """
     rows = [number for number, seen in enumerate(photos) if seen.thumbnail][:_MOST_COMPARED]
     if len({photos[number].split for number in rows}) < 2:
