@@ -126,8 +126,8 @@ def _alike(photos: Sequence[Seen]) -> list[Suspicion]:
     brightened, and photographs of the same spot; not crops, nor mirror images.
 
     Of 872 and 3,967 photographs of textures 198 and 26 pairs are beyond this likeness: 197 and 26 of them show one
-    thing. Of copies of 200 of each in JPEG of quality 50 it finds 100 and 89 %, brightened 99 and 98 %, of half
-    the size 100 and 98 %.
+    thing. Of copies of 200 of each in JPEG of quality 50 it finds 100 and 89 %, brightened 100 and 98 %, of half
+    the size 100 and 98 % (tests/benchmarks/near_duplicates.py).
     """
     rows = [number for number, seen in enumerate(photos) if seen.thumbnail][:_MOST_COMPARED]
     if len({photos[number].split for number in rows}) < 2:
