@@ -454,8 +454,8 @@ def test_another_judge_makes_the_table_anew(folder: Path, another: Checkpoint, t
 
 @pytest.mark.slow
 def test_from_photos_to_a_gated_run(ray_head: Head, s3_uri: str) -> None:
-    """Fitted and asked on a real Ray, S3 to S3; each by `ray job submit`."""
-    write_split_set(f"{s3_uri}/set", {"train": (8, 6), "val": (4, 4)})
+    """Fitted and asked on a real Ray, its samples evaluated, S3 to S3; each by `ray job submit`."""
+    write_split_set(f"{s3_uri}/set", {"train": (8, 6), "val": (4, 4), "test": (4, 3)})
     write_manifest_of_normals(f"{s3_uri}/set", f"{s3_uri}/pool.csv")
 
     small = {"defects": f"{s3_uri}/set", "image_size": "64", "channels": "1"}
@@ -470,3 +470,14 @@ def test_from_photos_to_a_gated_run(ray_head: Head, s3_uri: str) -> None:
     found = [row for stats in manifest.shards for row in read_shard(f"{s3_uri}/run", stats).to_pylist()]
     assert all(row["type_prob"] is not None and row["accepted"] == (row["type_prob"] >= 0.9) for row in found)
     reproduce(f"{s3_uri}/run", found[3]["sample_id"])
+
+    quick = {
+        "distances.samples_per_cell": "6",
+        "distances.kid_subsets": "5",
+        "distances.cluster_samples": "4",
+    }
+    quick |= {"downstream.sizes": "[6]", "downstream.seeds": "2", "downstream.epochs": "1"}
+    quick |= {"downstream.input_size": "32", "downstream.frozen_blocks": "15"}
+    evaluated = {"defects": f"{s3_uri}/set", "output": f"{s3_uri}/report", "runs.perlin": f"{s3_uri}/run"}
+    ray_head.run("evaluate", "evaluate-quick", **evaluated, **quick, types=types)
+    assert b"perlin" in storage.read(f"{s3_uri}/report/metrics.json")

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Head
-from factories import write_bank, write_manifest_of_normals, write_run, write_split_set
+from factories import write_bank, write_run, write_split_set
 
 from raygen import images, storage
 from raygen.checkpoint import REFERENCE_CODES, export_checkpoint, load_checkpoint
-from raygen.data.runs import read_run, read_shard
+from raygen.data.runs import read_shard
 from raygen.errors import UserError
 from raygen.families import family_of
 from raygen.families.family import stream
@@ -226,33 +225,3 @@ def test_what_it_has_no_use_for_is_refused(override: str) -> None:
 def test_a_family_takes_few_lines() -> None:
     files = [*(ROOT / "raygen/families/perlin").glob("*.py"), ROOT / "jobs/perlin.toml"]
     assert sum(len(file.read_text().splitlines()) for file in files) < 120
-
-
-@pytest.mark.slow
-def test_from_normals_to_a_report(ray_head: Head, s3_uri: str) -> None:
-    """Train, generate, verify, reproduce, evaluate: each by `ray job submit`, S3 to S3."""
-    write_split_set(f"{s3_uri}/set", {"train": (8, 6), "val": (2, 2), "test": (4, 3)})
-    num_normals = write_manifest_of_normals(f"{s3_uri}/set", f"{s3_uri}/pool.csv")
-
-    small = {"image_size": "64", "channels": "1"}
-    ray_head.run("train", "perlin", defects=f"{s3_uri}/set", output=f"{s3_uri}/bank", **small)
-    places = {"pool": f"{s3_uri}/pool.csv", "checkpoint": f"{s3_uri}/bank"}
-    ray_head.run("generate", "generate", **places, output=f"{s3_uri}/run", normals_per_shard="5")
-    manifest = verify_run(f"{s3_uri}/run")
-    assert manifest.num_samples == 2 * num_normals == sum(cell.accepted for cell in manifest.cells)
-    run = read_run(f"{s3_uri}/run")
-    assert run is not None
-    assert run.is_judged
-    reproduce(f"{s3_uri}/run", read_shard(f"{s3_uri}/run", manifest.shards[0])["sample_id"][0].as_py())
-
-    quick = {
-        "distances.samples_per_cell": "6",
-        "distances.kid_subsets": "5",
-        "distances.cluster_samples": "4",
-    }
-    quick |= {"downstream.sizes": "[6]", "downstream.seeds": "2", "downstream.epochs": "1"}
-    quick |= {"downstream.input_size": "32", "downstream.frozen_blocks": "15"}
-    every = 'types={scratches="anomaly", spots="anomaly"}'.removeprefix("types=")
-    evaluated = {"defects": f"{s3_uri}/set", "output": f"{s3_uri}/report", "runs.perlin": f"{s3_uri}/run"}
-    ray_head.run("evaluate", "evaluate-quick", **evaluated, **quick, types=every)
-    assert b"perlin" in storage.read(f"{s3_uri}/report/metrics.json")

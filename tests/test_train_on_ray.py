@@ -16,6 +16,7 @@ from raygen.generate.config import GenerateConfig
 from raygen.generate.job import generate
 from raygen.generate.verify import verify_run
 from raygen.images import decode_photo
+from raygen.learned import LEARNED
 from raygen.train.folder import TrainingFolder
 from raygen.train.job import dry_run, train
 
@@ -47,7 +48,7 @@ def test_a_training_leaves_what_it_promises(trained: tuple[DTGANTrainConfig, lis
         for entry in storage.list_files(folder.checkpoint_uri(24))
     }
     bank = {"references/codes.safetensors", "references/index.json"}
-    assert names == {"config.json", "generator.safetensors", JUDGE, "state.pt", "sheet.png"} | bank
+    assert names == {"config.json", "generator.safetensors", JUDGE, LEARNED, "state.pt", "sheet.png"} | bank
     height, width, _ = decode_photo(storage.read(f"{folder.checkpoint_uri(24)}/sheet.png"), 2**31).shape
     assert min(height, width) > 500
     rows = metrics(config.output)
