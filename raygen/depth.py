@@ -28,6 +28,7 @@ class Levels(NamedTuple):
     pixels: np.ndarray  # (H, W), or (H, W, 3): RGB; uint16, another integer, or float
     stated: PixelRange | None  # the range that the file itself tells
     is_inverted: bool = False  # whether low levels are white
+    orientation: int = 1  # EXIF's, of a file that Pillow does not know
 
     @property
     def extent(self) -> PixelRange:
@@ -42,6 +43,8 @@ def to_8_bits(levels: Levels, pixel_range: PixelRange | None) -> np.ndarray:
     Raises:
         BadImageError: there is no range to go by.
     """
+    if levels.pixels.dtype == np.uint8:
+        pixel_range = (0, 255)  # of a kind of file that mostly has more: it is as 8 bits are
     low, high = pixel_range or levels.stated or _of_type(levels)
     if (low, high) == FULL and levels.pixels.dtype == np.uint16:
         scaled = np.rint(levels.pixels.astype(np.float32) / 257)  # 65535 / 257 = 255
@@ -87,12 +90,15 @@ def read_levels(data: bytes, image: Image.Image | None, max_pixels: int) -> Leve
     if image.format != "TIFF":
         return None
     tags: Any = image
+    if 50706 in tags.tag_v2:  # a DNG's first page is a preview
+        raise BadImageError("unsupported", "a DNG: develop it first")
     bits = max(tags.tag_v2.get(258, (1,)))
     if bits <= 8:
         return None
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16"):  # of others Pillow may swap bytes or signs
         is_inverted = tags.tag_v2.get(262) == 0  # which Pillow applies to 8 bits alone
-        return Levels(_native(image), _stated(tags.tag_v2, bits, image.mode == "F"), is_inverted)
+        pixels = _native(image)
+        return Levels(pixels, _stated(tags.tag_v2, bits, pixels), is_inverted)
     return _read_tiff(data, max_pixels)
 
 
@@ -111,14 +117,21 @@ def _native(image: Image.Image) -> np.ndarray:
     return pixels.astype(np.uint16) if image.mode.startswith("I;16") else pixels
 
 
-def _stated(tags: Any, bits: int, is_float: bool) -> PixelRange | None:
-    """The range that a TIFF tells: by its samples' least and greatest value, or by an odd number of bits."""
+def _stated(tags: Any, bits: int, pixels: np.ndarray) -> PixelRange | None:
+    """The range that a TIFF tells: by its samples' least and greatest value, or by an odd number of bits. Values
+    that are those of this picture alone, or all of 16 bits (a default), tell nothing of a camera."""
     for low, high in ((340, 341), (280, 281)):  # SMin- and SMaxSampleValue; MinSampleValue and MaxSampleValue
         if high in tags:
-            top, bottom = (np.ravel(tags.get(tag, 0))[0] for tag in (high, low))
-            if top > bottom:
-                return float(bottom), float(top)
-    return (0, 2**bits - 1) if bits < 16 and not is_float else None
+            top, bottom = (float(np.ravel(tags.get(tag, 0))[0]) for tag in (high, low))
+            is_own = (bottom, top) == (pixels.min(), pixels.max()) and not _is_of_bits(bottom, top)
+            if top > bottom and not is_own and (bottom, top) != FULL:
+                return bottom, top
+    return (0, 2**bits - 1) if bits < 16 and pixels.dtype.kind != "f" else None
+
+
+def _is_of_bits(low: float, high: float) -> bool:
+    """Whether a range is all of some number of bits."""
+    return low == 0 and float(np.log2(high + 1)).is_integer()
 
 
 def _read_png(data: bytes, image: Image.Image) -> Levels:
@@ -135,8 +148,9 @@ def _read_png(data: bytes, image: Image.Image) -> Levels:
             pixels = pixels[:, :, 0]
     bits = _significant_bits(data)
     # The format wants such bits scaled up to all 16; there are writers that leave them where they were.
-    unscaled = bits is not None and pixels.max() < 2**bits
-    return Levels(pixels, (0, 2**bits - 1) if unscaled and bits else FULL if bits else None)
+    if bits is None or bits == 16:
+        return Levels(pixels, None)
+    return Levels(pixels, (0, 2**bits - 1) if pixels.max() < 2**bits else FULL)
 
 
 def _significant_bits(data: bytes) -> int | None:
@@ -162,6 +176,11 @@ def _read_tiff(data: bytes, max_pixels: int) -> Levels:
             height, width = page.imagelength, page.imagewidth
             if height * width > max_pixels:
                 raise BadImageError("too_many_pixels", f"{width}×{height} > {max_pixels} pixels")
+            others: list[Any] = list(file.pages)[1:]
+            if any(not other.is_reduced for other in others):
+                raise BadImageError("several_pages", f"{len(file.pages)} in one file")
+            if page.photometric not in (0, 1, 2, 32803):
+                raise BadImageError("unsupported", f"photometric interpretation {page.photometric}")
             pixels = page.asarray().squeeze()
             tags = {tag.code: tag.value for tag in page.tags.values()}
             planes_first = page.planarconfig == 2 and pixels.ndim == 3
@@ -178,11 +197,14 @@ def _read_tiff(data: bytes, max_pixels: int) -> Levels:
         pixels = _demosaic(pixels, tags)
     if planes_first:
         pixels = np.moveaxis(pixels, 0, -1)
-    if pixels.ndim == 3:
-        pixels = pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, 0]
+    if pixels.ndim == 3 and pixels.shape[2] in (2, 4):  # the last is opacity
+        pixels = pixels[:, :, 0] if pixels.shape[2] == 2 else pixels[:, :, :3]
     if pixels.ndim != 2 and (pixels.ndim != 3 or pixels.shape[2] != 3):
         raise BadImageError("unsupported", f"pixels of shape {pixels.shape}")
-    return Levels(pixels, _stated(tags, bits, pixels.dtype.kind == "f"), page.photometric == 0)
+    turned = int(tags.get(274, 1))
+    return Levels(
+        pixels, _stated(tags, bits, pixels), page.photometric == 0, turned if 1 <= turned <= 8 else 1
+    )
 
 
 def _demosaic(pixels: np.ndarray, tags: dict[int, Any]) -> np.ndarray:
@@ -221,7 +243,9 @@ def _read_dicom(data: bytes, max_pixels: int) -> Levels:
         centre, width = (float(np.ravel(file[name].value)[0]) for name in ("WindowCenter", "WindowWidth"))
         if width > 1:  # the standard's linear function
             low, high = centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2
-    return Levels(pixels, (low, high), file.get("PhotometricInterpretation") == "MONOCHROME1")
+    # All of 16 bits is what is written where nobody knows.
+    stated = None if (low, high) == FULL and pixels.dtype == np.uint16 else (low, high)
+    return Levels(pixels, stated, file.get("PhotometricInterpretation") == "MONOCHROME1")
 
 
 # ------------------------------------------------------------------------------------------ what a pool holds

@@ -164,7 +164,7 @@ def _open(
             deep and levels.pixels.ndim == 2 and levels.pixels.dtype == np.uint16 and not levels.is_inverted
         )
         pixels = levels.pixels if keep else to_8_bits(levels, pixel_range)
-        return Image.fromarray(turn(pixels, _orientation(image)))
+        return Image.fromarray(turn(pixels, _orientation(image) if image is not None else levels.orientation))
     assert image is not None
     _load(image)
     try:

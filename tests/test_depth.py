@@ -111,7 +111,7 @@ STATING = {
     "SMaxSampleValue": tiff(deep(PICTURE, 12), extratags=[(341, 3, 1, 4095, True)]),
     "MaxSampleValue": tiff(deep(PICTURE, 12), extratags=[(281, 3, 1, 4095, True)]),
     "floats and their ends": tiff(
-        PICTURE / np.float32(100), extratags=[(340, 11, 1, 0.0, True), (341, 11, 1, 2.55, True)]
+        PICTURE.clip(1, 254) / np.float32(100), extratags=[(340, 11, 1, 0.0, True), (341, 11, 1, 2.55, True)]
     ),
     "white is 0": tiff(65535 - deep(PICTURE, 16), photometric="miniswhite"),
     "sBIT, scaled up as the format wants": with_chunk(png(deep(PICTURE, 12) << 4), b"sBIT", b"\x0c"),
@@ -366,3 +366,55 @@ def test_a_run_says_its_ranges(tmp_path: Path) -> None:
     run = read_run(str(tmp_path / "run"))
     assert run is not None
     assert run.range_of("steel") == (0, 4095)
+
+
+# --------------------------------------------------------------------- what files say without meaning it
+
+
+def big_endian(pixels: np.ndarray, **options) -> bytes:
+    return tiff(pixels, byteorder=">", **options)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        dicom(deep(PICTURE, 12), 16),
+        tiff(deep(PICTURE, 12), extratags=[(281, 3, 1, 65535, True)]),
+        with_chunk(png(deep(PICTURE, 12)), b"sBIT", b"\x10"),
+        tiff(deep(PICTURE, 12) // 2 + 7, extratags=[(340, 3, 1, 7, True), (341, 3, 1, 4095 // 2 + 7, True)]),
+    ],
+    ids=["BitsStored 16", "MaxSampleValue 65535", "sBIT 16", "its own ends"],
+)
+def test_what_is_written_where_nobody_knows_is_no_range(data: bytes) -> None:
+    with pytest.raises(BadImageError) as caught:
+        decoded(data)
+    assert caught.value.reason == "no_range"
+
+
+def test_8_bits_of_a_deep_kind_of_file_are_8_bits() -> None:
+    file = dicom(PICTURE.astype(np.uint16), 8, BitsAllocated=8, PixelData=PICTURE.tobytes())
+    np.testing.assert_array_equal(decoded(file, (0, 4095)), PICTURE)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.uint32])
+def test_byte_order_and_sign_are_the_file_s(kind) -> None:
+    scale = kind(2**24) if kind is np.uint32 else kind(3)
+    data = big_endian(PICTURE.astype(kind) * scale, compression="zlib")
+    assert is_picture(decoded(data, (0, 255 * float(scale))))
+
+
+def test_rare_kinds_are_read_whole_or_refused() -> None:
+    turned = tiff(PICTURE[:, :20].astype(np.float64), extratags=[(274, 3, 1, 6, True)])
+    assert is_picture(decoded(turned, (0, 255)), np.rot90(PICTURE[:, :20], -1))
+    for data, reason in (
+        (tiff(np.stack([PICTURE.astype(np.float64)] * 2)), "several_pages"),
+        (
+            tiff(np.dstack([deep(PICTURE, 16)] * 5), photometric="minisblack", planarconfig="contig"),
+            "unsupported",
+        ),
+        (tiff(np.dstack([deep(PICTURE, 16)] * 4), photometric="separated"), "unsupported"),
+        (tiff(PICTURE, extratags=[(50706, 1, 4, bytes([1, 4, 0, 0]), True)]), "unsupported"),
+    ):
+        with pytest.raises(BadImageError) as caught:
+            decoded(data)
+        assert caught.value.reason == reason

@@ -276,9 +276,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="other normals, other samples")
     parser.add_argument("--sheet", help="PNG to draw")
     parser.add_argument("--classifier-cache", default=f"{tempfile.gettempdir()}/raygen-classifiers")
-    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)
 
     checkpoint = load_checkpoint(args.checkpoint)
     size, channels = checkpoint.config.image_size, checkpoint.config.channels
