@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageOps
 
-from raygen.data.defects import load_photos
-from raygen.data.photo import Photo
+from raygen.data.defects import Photo, load_photos
 from raygen.families.family import CollectsBank, Contents, Made, Taken, TakesPhotographs, Views, stream
 from raygen.families.masks import Defects, Floats, confine, surroundings
 from raygen.families.perlin import PerlinConfig
