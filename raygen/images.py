@@ -215,7 +215,12 @@ def read_depth(data: bytes, max_pixels: int) -> Depth | None:
 
 
 def _orientation(image: Image.Image | None) -> int:
-    return image.getexif().get(ExifTags.Base.Orientation, 1) if image is not None else 1
+    if image is None:
+        return 1
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception as error:  # of a PNG without EXIF Pillow loads the pixels
+        raise BadImageError("truncated", str(error)) from None
 
 
 def _load(image: Image.Image) -> None:

@@ -439,3 +439,10 @@ def test_colours_of_a_mask_may_be_types(tmp_path: Path) -> None:
     (photo,) = list_defect_set(str(tmp_path), kinds=["defects"], mask_values={"#ff0010": "crack"})
     assert photo.defect_type == "crack"
     np.testing.assert_array_equal(read_mask(photo), SQUARE)
+
+
+def test_a_damaged_photo_is_told_where_its_mask_is_read(tmp_path: Path) -> None:
+    photo = one_masked(tmp_path, encoded(MASKS["255"]))
+    storage.put(photo.uri, storage.read(photo.uri)[:60])
+    with pytest.raises(UserError, match=r"0\.png: truncated"):
+        read_mask(photo._replace(etag=None))
