@@ -14,6 +14,7 @@ from raygen import images, storage
 from raygen.data.defects import MaskError, list_defect_set, read_mask
 from raygen.data.photo import Photo
 from raygen.data.survey import survey
+from raygen.errors import UserError
 from raygen.families.copy_paste.config import CopyPasteConfig
 
 
@@ -145,3 +146,17 @@ def test_neu_det_and_gc10_det_have_types_splits_and_no_normals(folder_uri: str) 
     photos = list_defect_set(storage.join(folder_uri, "gc10"), kinds=["defects"], box_masks=True)
     assert [photo[1:3] for photo in photos] == [("gc10", "1_chongkong"), ("gc10", "2_hanfeng")]
     assert all(read_mask(photo).sum() == 21 * 21 for photo in photos)
+
+
+def test_two_labels_of_one_type_are_one_photo_and_one_mask(tmp_path: Path) -> None:
+    write(str(tmp_path), exports.coco())
+    photos = list_defect_set(str(tmp_path), types={"spot": "flaw", "crack": "flaw", "dent": "flaw"})
+    assert [(Path(photo.uri).name, photo.defect_type) for photo in photos] == [
+        ("a.png", "flaw"),
+        ("b.png", "flaw"),
+        ("c.png", "normal"),
+    ]
+    assert iou(read_mask(Photo.of_row(photos[0].row())), CRACK | SPOT) > 0.95
+    assert photos[1].mask_uri is None
+    with pytest.raises(UserError, match="no product 'x' there; choose from"):
+        list_defect_set(str(tmp_path), products=["x"])

@@ -48,7 +48,7 @@ def label_photos(
             found.append(Found(file, cell))
             continue
         for label, is_outlined in image.labels.items():
-            part = json.dumps([image.name, label, box_masks])
+            part = json.dumps([image.name, [label], box_masks])
             has_mask = is_outlined or box_masks
             kind = cell._replace(kind=normal_or(label))
             found.append(Found(file, kind, (image.source_uri,), part) if has_mask else Found(file, kind))
@@ -71,8 +71,15 @@ def draw(mask_uri: str, part: str, height: int, width: int) -> np.ndarray:
     Raises:
         UserError: the annotation does not fit.
     """
-    name, label, box_masks = json.loads(part)
-    return draw_mask(mask_uri, None, name, label, height, width, box_masks)
+    name, labels, box_masks = json.loads(part)
+    drawn = [draw_mask(mask_uri, None, name, label, height, width, box_masks) for label in labels]
+    return np.logical_or.reduce(drawn)
+
+
+def unite(part: str, other: str) -> str:
+    """The part of two labels of one photo that are one defect type."""
+    name, labels, box_masks = json.loads(part or other)
+    return json.dumps([name, [*labels, *(json.loads(other)[1] if part and other else [])], box_masks])
 
 
 def is_drawn(part: str) -> bool:

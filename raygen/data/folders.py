@@ -1,6 +1,6 @@
 """What the folders of a defect set tell: which file is a photo of what, and which its mask."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -38,12 +38,7 @@ def read_folders(
         UserError: no photos, or a product that is not there; two candidates for one mask.
     """
     layout, photos, masks, notes = _place(uri, files, num_files)
-    there = {cell.product for _, cell in photos}
-    for product in products:
-        if product not in there:
-            raise UserError(
-                f"defect set {uri}: no product {product!r} there; choose from {', '.join(sorted(there))}"
-            )
+    check_products(uri, products, {cell.product for _, cell in photos})
     found = [
         Found(file, cell, masks.of(file, cell))
         for file, cell in photos
@@ -62,6 +57,15 @@ def read_folders(
     if masks.unused and not products:
         notes.append(left_alone(len(masks.unused), "file", "names a mask of no photo here", masks.unused[0]))
     return found, [f"read as {name}", *notes]
+
+
+def check_products(uri: str, wanted: Iterable[str], there: Iterable[str]) -> None:
+    """Raises UserError for a product that a set does not have."""
+    for product in wanted:
+        if product not in there:
+            raise UserError(
+                f"defect set {uri}: no product {product!r} there; choose from {', '.join(sorted(there))}"
+            )
 
 
 def list_images(uri: str, entries: Sequence[storage.Entry]) -> list[File]:

@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 
 from raygen import images, storage
-from raygen.data.annotated import is_drawn, label_photos
+from raygen.data.annotated import is_drawn, label_photos, unite
 from raygen.data.annotations import read_annotations
-from raygen.data.folders import Found, list_images, read_folders, read_mask_file
+from raygen.data.folders import Found, check_products, list_images, read_folders, read_mask_file
 from raygen.data.layouts import normal_or
 from raygen.data.looks import find_ranges, refuse_masks
 from raygen.data.mask_files import values_of
@@ -44,6 +44,7 @@ def survey(
     types: Types = AS_NAMED,
     products: Sequence[str] = (),
     kinds: Sequence[Kind] = KINDS,
+    needed: Sequence[Kind] | None = None,
     mask_values: Mapping[str, str] = {},
     box_masks: bool = False,
     pixel_range: PixelRange | str = "auto",
@@ -60,6 +61,7 @@ def survey(
         types: a folder or label that this does not name is a defect type of its own name, in lower case.
         products: the products wanted; all without.
         kinds: what is wanted of normals and defects.
+        needed: what of these must be there; default: all.
         mask_values: value of a mask, 1 or #ff0000 -> its defect type, "-" to leave it out; where masks tell types.
         box_masks: whether an annotated box alone is a mask, if a rough one.
         pixel_range: of photos of more than 8 bits. "auto": what they say, else what some of each product use.
@@ -74,10 +76,13 @@ def survey(
     annotations = read_annotations(uri, entries)
     if annotations is not None:
         found, notes = label_photos(storage.folder_name(uri), files, annotations, box_masks)
+        check_products(uri, products, {row.cell.product for row in found})
         found = [row for row in found if not products or row.cell.product in products]
     else:
         found, notes = read_folders(uri, files, len(entries), products)
     named = [(row, _type_of(row, types)) for row in found]
+    if annotations is not None:
+        named = _united(named)
     dropped = {f"{row.cell.product}/{row.cell.kind}" for row, kind in named if not kind}
     named = [(row, kind) for row, kind in named if kind]
     told = _read_told(uri, entries, named, notes)
@@ -100,11 +105,21 @@ def survey(
         listed = _by_values(listed, values_of(mask_values), types)
     _check_names(listed)
     listed = [photo for photo in listed if ("normals" if photo.defect_type == NORMAL else "defects") in kinds]
-    _check_kinds(uri, listed, dropped, kinds)
+    _check_kinds(uri, listed, dropped, kinds if needed is None else needed)
     refuse_masks(listed)
     listed, on_ranges = find_ranges(listed, pixel_range)
     listed.sort(key=lambda photo: (photo.uri, photo.defect_type))  # storage lists in an order of its own
     return Survey(tuple(listed), (*notes, *on_ranges, *_notes_on_splits(listed)))
+
+
+def _united(named: Sequence[tuple[Found, str]]) -> list[tuple[Found, str]]:
+    """Labels of a photo that are one defect type are one photo of it."""
+    rows: dict[tuple[str, str], Found] = {}
+    for row, kind in named:
+        known = rows.setdefault((row.file.uri, kind), row)
+        if known is not row and row.masks:
+            rows[row.file.uri, kind] = known._replace(masks=row.masks, part=unite(known.part, row.part))
+    return [(row, kind) for (_, kind), row in rows.items()]
 
 
 def _type_of(row: Found, types: Types) -> str:

@@ -54,13 +54,14 @@ class DefectSetConfig(Config):
     pixel_range: Literal["auto"] | Annotated[tuple[float, float], AfterValidator(_rising)] = "auto"
     """Which levels of photos of more than 8 bits become black and white, as in the main job."""
 
-    def survey(self, kinds: Sequence[Kind] = KINDS) -> Survey:
+    def survey(self, kinds: Sequence[Kind] = KINDS, needed: Sequence[Kind] | None = None) -> Survey:
         """Lists the set; see `raygen.data.survey.survey`."""
         return survey(
             self.defects,
             types=self.types,
             products=self.products,
             kinds=kinds,
+            needed=needed,
             mask_values=self.mask_values,
             box_masks=self.box_masks,
             pixel_range=self.pixel_range,

@@ -75,19 +75,10 @@ def _is_defect_set(uri: str) -> bool:
 
 
 def _survey(config: InspectConfig, say: Say) -> list[Photo]:
-    found = config.survey(["defects"] if _has_no_normals(config) else ["normals", "defects"])
+    found = config.survey(needed=())  # a set of defects alone can be looked at, too
     for note in found.notes:
         say(note)
     return list(found.photos)
-
-
-def _has_no_normals(config: InspectConfig) -> bool:
-    """A set of defects alone can be looked at, too."""
-    try:
-        config.survey(["normals"])
-    except UserError:
-        return True
-    return False
 
 
 def _sample(config: InspectConfig, say: Say) -> list[Photo]:
