@@ -23,28 +23,35 @@ def list_defect_set(uri: str, **options: Any) -> tuple[Photo, ...]:
     return survey(uri, **options).photos
 
 
-def keep_defects(photos: Sequence[Photo], counts: Mapping[str, int]) -> tuple[Photo, ...]:
+EVERY = "*"
+"""What stands for every product that is not named."""
+
+
+def keep_defects(photos: Sequence[Photo], counts: Mapping[str, int], draw: int = 0) -> tuple[Photo, ...]:
     """Leaves products so many defects of each type: the paper's 20A is {"A": 20}. Which ones depends on their
-    names alone, so that a training and the evaluation of it keep the same.
+    names and `draw` alone, so that a training and the evaluation of it keep the same; fewer are among more.
 
     Args:
         photos: in the order to keep.
-        counts: product -> defects of each type that stay; products that it does not name keep all.
+        counts: product, or EVERY -> defects of each type that stay; products that it does not name keep all.
+        draw: a number of another choice; a training's is 0.
 
     Raises:
         UserError: there are no photos of such a product.
     """
     products = {photo.product for photo in photos}
     for product in counts:
-        if product not in products:
+        if product not in {*products, EVERY}:
             raise UserError(
                 f"keep_defects: no product {product!r}; choose from {', '.join(sorted(products))}"
             )
     kept = set(photos)
     for (product, defect_type), rows in group_by_cell(photos).items():
-        if product in counts and defect_type != NORMAL:
-            order = sorted(rows, key=lambda row: digest(*PurePosixPath(photos[row].uri).parts[-2:]))
-            kept -= {photos[row] for row in order[counts[product] :]}
+        most = counts.get(product, counts.get(EVERY))
+        if most is not None and defect_type != NORMAL:
+            of_draw = (draw,) if draw else ()
+            order = sorted(rows, key=lambda row: digest(*PurePosixPath(photos[row].uri).parts[-2:], *of_draw))
+            kept -= {photos[row] for row in order[most:]}
     return tuple(photo for photo in photos if photo in kept)
 
 

@@ -24,6 +24,11 @@ from raygen.records import NORMAL, check_name
 Kind = Literal["normals", "defects"]
 KINDS: tuple[Kind, ...] = ("normals", "defects")
 
+
+def kind_of(defect_type: str) -> Kind:
+    return "normals" if defect_type == NORMAL else "defects"
+
+
 Types = Mapping[str, str] | Literal["dt-gan-table-17"]
 """Folder or label -> defect type, "" or "-" to leave it out; or the DT-GAN paper's choice of MVTec AD's photos."""
 
@@ -104,7 +109,7 @@ def survey(
     if mask_values:
         listed = _by_values(listed, values_of(mask_values), types)
     _check_names(listed)
-    listed = [photo for photo in listed if ("normals" if photo.defect_type == NORMAL else "defects") in kinds]
+    listed = [photo for photo in listed if kind_of(photo.defect_type) in kinds]
     _check_kinds(uri, listed, dropped, kinds if needed is None else needed)
     refuse_masks(listed)
     listed, on_ranges = find_ranges(listed, pixel_range)

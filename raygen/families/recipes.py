@@ -1,13 +1,14 @@
 """What the recipes of all families have in common, and what a family sees of the main job's."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from raygen.config import Config, Place
+from raygen.data.folds import Folds
 from raygen.data.pool import is_drawn
-from raygen.data.survey import KINDS, Kind, Survey, survey
+from raygen.data.survey import KINDS, Kind, Survey, kind_of, survey
 from raygen.depth import PixelRange
 
 Balance = Literal["cells", "defect_types", "none"]
@@ -77,7 +78,29 @@ class FamilyConfig(DefectSetConfig):
     output: Place
     """The training's folder: checkpoints, metrics, sheets. Run the same command again to resume."""
     keep_defects: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
-    """Product -> how many defects of each type to learn from, say {A = 20} for the paper's 20A. Default: all."""
+    """Product -> how many defects of each type to learn from, say {A = 20} for the paper's 20A; "*" is every
+    product. Default: all."""
+    folds: Annotated[int, Field(ge=3, le=100)] = 5
+    """Into how many folds the set is dealt, where `fold` names one; as in the recipe of the evaluation."""
+    fold: Annotated[int, Field(ge=0)] | None = None
+    """The fold that is left out, to be tested on, from 0. Default: the set's own splits."""
+
+    @model_validator(mode="after")
+    def _check_fold(self) -> Self:
+        if self.fold is not None and self.fold >= self.folds:
+            raise ValueError(
+                f"fold = {self.fold}: there are folds 0 to {self.folds - 1} (folds = {self.folds})"
+            )
+        return self
+
+    def survey(self, kinds: Sequence[Kind] = KINDS, needed: Sequence[Kind] | None = None) -> Survey:
+        if self.fold is None:
+            return super().survey(kinds, needed)
+        whole = super().survey(needed=kinds if needed is None else needed)
+        photos = Folds.deal(whole.photos, self.folds).split(self.fold)
+        wanted = [photo for photo in photos if kind_of(photo.defect_type) in kinds]
+        note = f"fold {self.fold} of {self.folds} is left out; the set's own splits count for nothing"
+        return Survey(tuple(wanted), (*whole.notes, note))
 
     def places(self) -> dict[str, str]:
         """The keys that name places, and what they name."""

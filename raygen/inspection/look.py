@@ -4,15 +4,14 @@ import hashlib
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from raygen import images
 from raygen.data.defects import MaskError, read_file, read_mask
+from raygen.data.likeness import thumbnail
 from raygen.data.photo import Photo
 from raygen.data.pool import read_normals
 from raygen.errors import BadImageError, UserError
 
-THUMBNAIL = 32  # pixels a side
 _RING = 4  # pixels around a mask
 
 
@@ -39,7 +38,7 @@ class Seen(NamedTuple):
     mask_parts: int | None = None
     contrast: float | None = None  # mean inside the mask minus mean around it
     roughness: float | None = None  # deviation inside minus deviation around
-    thumbnail: bytes | None = None  # float16 (THUMBNAIL²,), of length 1, or 0 where it is even
+    thumbnail: bytes | None = None  # float16, see raygen.data.likeness
 
 
 def look(photo: Photo, max_pixels: int, in_pool: bool) -> Seen:
@@ -61,7 +60,7 @@ def look(photo: Photo, max_pixels: int, in_pool: bool) -> Seen:
         mean=float(grey.mean()),
         deviation=float(grey.std()),
         num_values=int(np.count_nonzero(np.bincount(grey.ravel(), minlength=256))),
-        thumbnail=_thumbnail(grey).astype(np.float16).tobytes(),
+        thumbnail=thumbnail(grey).tobytes(),
     )
     if photo.mask_uri is None:
         return seen
@@ -94,17 +93,3 @@ def _with_mask(seen: Seen, grey: np.ndarray, mask: np.ndarray) -> Seen:
     return seen._replace(
         contrast=float(inside.mean() - around.mean()), roughness=float(inside.std() - around.std())
     )
-
-
-def _thumbnail(grey: np.ndarray) -> np.ndarray:
-    """The photo's finer structure, float32 (THUMBNAIL²,): small, of the same local contrast everywhere, of length
-    1. (Else what all photos of one camera share, say a bright edge, would outweigh what is theirs alone.)"""
-    from scipy.ndimage import gaussian_filter  # slow to import
-
-    small = Image.fromarray(grey).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-    levels = np.asarray(small, np.float32)
-    fine = levels - gaussian_filter(levels, 2)
-    fine /= np.sqrt(gaussian_filter(fine * fine, 2)) + 0.5  # grey levels: what is even stays so
-    fine = fine.ravel() - fine.mean()
-    length = np.linalg.norm(fine)
-    return fine / length if length > 1e-3 else np.zeros_like(fine)

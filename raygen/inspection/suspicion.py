@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from raygen.inspection.look import THUMBNAIL, Seen
+from raygen.data.likeness import alike
+from raygen.inspection.look import Seen
 from raygen.records import NORMAL
 
 REASONS: dict[str, str] = {
@@ -28,7 +29,6 @@ REASONS: dict[str, str] = {
 }
 """Kinds of suspicion, the worst first -> how they are said."""
 
-_ALIKE = 0.8
 _MOST_COMPARED = 20_000
 
 
@@ -122,28 +122,18 @@ def _same_files(photos: Sequence[Seen]) -> list[Suspicion]:
 
 
 def _alike(photos: Sequence[Seen]) -> list[Suspicion]:
-    """Pictures of one thing in two splits, by their fine structure: copies that were encoded again, resized or
-    brightened, and photographs of the same spot; not crops, nor mirror images.
-
-    Of 872 and 3,967 photographs of textures 198 and 26 pairs are beyond this likeness: 197 and 26 of them show one
-    thing. Of copies of 200 of each in JPEG of quality 50 it finds 100 and 89 %, brightened 100 and 98 %, of half
-    the size 100 and 98 % (tests/benchmarks/near_duplicates.py).
-    """
+    """Pictures of one thing in two splits, see `raygen.data.likeness`."""
     rows = [number for number, seen in enumerate(photos) if seen.thumbnail][:_MOST_COMPARED]
     if len({photos[number].split for number in rows}) < 2:
         return []
-    fine = np.empty((len(rows), THUMBNAIL**2), np.float32)
-    for row, number in enumerate(rows):
-        fine[row] = np.frombuffer(photos[number].thumbnail or b"", np.float16)
-    splits = np.unique([photos[number].split for number in rows], return_inverse=True)[1]
     found = []
-    for start in range(0, len(rows), 1024):  # not n² at once
-        likeness = fine[start : start + 1024] @ fine[: start + 1024].T
-        for row, column in np.argwhere(likeness > _ALIKE):
-            one, other = photos[rows[start + row]], photos[rows[column]]
-            if column < start + row and splits[start + row] != splits[column] and one.sha256 != other.sha256:
-                detail = f"{_named(other)} ({likeness[row, column]:.0%} alike)"
-                found.append(Suspicion(rows[start + row], "nearly the same, other split", detail))
+    for later, earlier, likeness in alike(
+        np.stack([np.frombuffer(photos[number].thumbnail or b"", np.float16) for number in rows])
+    ):
+        one, other = photos[rows[later]], photos[rows[earlier]]
+        if one.split != other.split and one.sha256 != other.sha256:
+            detail = f"{_named(other)} ({likeness:.0%} alike)"
+            found.append(Suspicion(rows[later], "nearly the same, other split", detail))
     return found
 
 

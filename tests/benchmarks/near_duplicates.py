@@ -15,8 +15,7 @@ from PIL import Image
 
 from raygen import images
 from raygen.data.defects import list_defect_set, read_photo
-from raygen.inspection.look import _thumbnail
-from raygen.inspection.suspicion import _ALIKE
+from raygen.data.likeness import ALIKE, thumbnail
 
 
 def jpeg(grey: np.ndarray) -> np.ndarray:
@@ -42,16 +41,16 @@ def main() -> None:
     args = parser.parse_args()
     photos = list_defect_set(args.defects)
     grey = [images.to_channels(read_photo(photo), 1)[:, :, 0] for photo in photos]
-    thumbnails = np.stack([_thumbnail(one) for one in grey])
+    thumbnails = np.stack([thumbnail(one) for one in grey]).astype(np.float32)
     first, second = np.triu_indices(len(photos), 1)
     likeness = (thumbnails @ thumbnails.T)[first, second]
     some = np.random.default_rng(0).choice(len(photos), min(200, len(photos)), replace=False)
     copies = {
-        change.__name__: np.array([_thumbnail(change(grey[n])) @ thumbnails[n] for n in some])
+        change.__name__: np.array([thumbnail(change(grey[n])) @ thumbnails[n] for n in some])
         for change in (jpeg, brighter, half)
     }
-    print(f"{len(photos):,} photos; used: likeness above {_ALIKE}")
-    for limit in (0.7, _ALIKE, 0.9):
+    print(f"{len(photos):,} photos; used: likeness above {ALIKE}")
+    for limit in (0.7, ALIKE, 0.9):
         pairs = np.flatnonzero(likeness > limit)
         same = sum(photos[first[n]].group == photos[second[n]].group != "" for n in pairs)
         found = ", ".join(f"{name} {(values > limit).mean():.0%}" for name, values in copies.items())

@@ -1,0 +1,115 @@
+"""A defect set in folds: every photo is tested once, by what has not learned from a photo of the same thing."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raygen import images
+from raygen.data.defects import group_by_cell, read_photo
+from raygen.data.likeness import alike, thumbnail
+from raygen.data.photo import Photo
+from raygen.errors import UserError
+from raygen.records import digest
+
+TEST, VAL, TRAIN = "test", "val", "train"
+
+
+@dataclass(frozen=True)
+class Folds:
+    """The photos of a set, each with its group, and the fold that it is tested in."""
+
+    photos: tuple[Photo, ...]
+    tested: NDArray[np.int64]  # (N,), 0 … num_folds - 1
+    may_validate: NDArray[
+        np.bool_
+    ]  # (N,): whether it chooses, rather than teaches, in the fold before its own
+    num_folds: int
+
+    @classmethod
+    def deal(cls, photos: Sequence[Photo], num_folds: int) -> "Folds":
+        """Deals whole groups out, so that the folds have alike shares of every product and type. Photos without a
+        group are read, and those that are nearly the same picture become one.
+
+        Args:
+            photos: all of a set; whatever splits they have count for nothing.
+            num_folds: at least 3: one to test, one of which a half validates, others to learn from.
+
+        Raises:
+            UserError: fewer groups than folds, or a photo that cannot be read.
+        """
+        photos = with_groups(photos)
+        names, members = np.unique([photo.group for photo in photos], return_inverse=True)
+        if len(names) < num_folds:
+            raise UserError(
+                f"folds = {num_folds}: the set has {len(names)} groups of photos; ask for fewer folds, or leave "
+                "them out"
+            )
+        cells = np.empty(len(photos), int)
+        for number, rows in enumerate(group_by_cell(photos).values()):
+            cells[rows] = number
+        tested = deal(members, cells, num_folds)
+        may_validate = np.zeros(len(photos), bool)
+        for fold in range(num_folds):
+            own = np.flatnonzero(tested == fold)
+            may_validate[own] = deal(members[own], cells[own], 2) == 1
+        return cls(tuple(photos), tested, may_validate, num_folds)
+
+    def split(self, fold: int) -> list[Photo]:
+        """The photos with the splits of a fold: its own are tested, half of the next one's validate, all others
+        are learned from."""
+        validates = (self.tested == (fold + 1) % self.num_folds) & self.may_validate
+        splits = np.where(self.tested == fold, TEST, np.where(validates, VAL, TRAIN))
+        return [photo._replace(split=str(split)) for photo, split in zip(self.photos, splits, strict=True)]
+
+
+def deal(members: NDArray[np.int64], cells: NDArray[np.int64], num_parts: int) -> NDArray[np.int64]:
+    """Deals whole groups out into parts of alike composition: those first that are the largest share of a cell,
+    each to where it evens the parts out most.
+
+    Args:
+        members: the group of each of N photos, (N,).
+        cells: the cell of each, (N,).
+        num_parts: how many.
+
+    Returns:
+        The part of each photo, (N,).
+    """
+    names, members = np.unique(members, return_inverse=True)
+    kinds, cells = np.unique(cells, return_inverse=True)
+    shares = np.zeros((len(names), len(kinds)))
+    np.add.at(shares, (members, cells), 1)
+    shares /= shares.sum(axis=0)
+    held, parts = np.zeros((num_parts, len(kinds))), np.zeros(len(names), np.int64)
+    for group in np.argsort(-shares.max(axis=1), kind="stable"):
+        costs = np.square(held + shares[group]).sum(axis=1) - np.square(held).sum(axis=1)
+        parts[group] = np.argmin(costs)
+        held[parts[group]] += shares[group]
+    return parts[members]
+
+
+def with_groups(photos: Sequence[Photo]) -> list[Photo]:
+    """The photos, those without a group in one that is found: with all that are nearly the same picture. One that
+    shows two defect types stands there twice, and is in one group."""
+    unknown = sorted({photo.uri: photo for photo in photos if not photo.group}.values())
+    with ThreadPoolExecutor(8) as threads:
+        thumbnails = list(threads.map(_thumbnail, unknown))
+    roots = list(range(len(unknown)))
+
+    def root(number: int) -> int:
+        while roots[number] != number:
+            number = roots[number]
+        return number
+
+    for later, earlier, _ in alike(np.stack(thumbnails)) if thumbnails else ():
+        roots[max(root(later), root(earlier))] = min(root(later), root(earlier))
+    found = {
+        photo.uri: f"found-{digest(unknown[root(number)].uri)[:12]}" for number, photo in enumerate(unknown)
+    }
+    return [photo if photo.group else photo._replace(group=found[photo.uri]) for photo in photos]
+
+
+def _thumbnail(photo: Photo) -> NDArray[np.float16]:
+    return thumbnail(images.to_channels(read_photo(photo), 1)[:, :, 0])
