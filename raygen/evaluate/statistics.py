@@ -2,8 +2,8 @@
 that these photos could have shown.
 
 Photos are grouped: those of one group show the same thing, and their errors go together, so that groups are what
-is drawn. A fold's classifiers were trained with several seeds, and those are drawn within each fold, too. (Folds are
-not drawn by themselves: each group is tested in one, and drawing both would count its chance twice.)
+is drawn. A fold's classifiers were trained with several seeds, and those are drawn within each fold, too. (Folds
+are not drawn by themselves: each group is tested in one, and drawing both would count its chance twice.)
 """
 
 from collections.abc import Mapping, Sequence
