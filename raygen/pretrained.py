@@ -130,13 +130,12 @@ class Lite0(nn.Module):
 
 
 class Lite0Features:
-    """EfficientNet-Lite0, of ImageNet-1k: 1280 features, averaged over places, of images brought to 224 px."""
+    """EfficientNet-Lite0, of ImageNet-1k: 1280 features, averaged over places, of images brought to one size."""
 
     name = "Lite0"
-    input_size = 224
 
-    def __init__(self, weights_uri: str | None, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, weights_uri: str | None, device: torch.device, input_size: int = 224) -> None:
+        self.device, self.input_size = device, input_size
         self.network = Lite0(weights_uri).eval().to(device)
         self.digest = digest(self.name, self.input_size, self.network.digest)
 

@@ -59,6 +59,7 @@ def config_of(folder: Path, **changes: Any) -> EvaluateConfig:
         "defects": str(folder / "set"),
         "output": str(folder / "report"),
         "runs": {"ours": str(folder / "run")},
+        "probe": {"conditions": []},
         **changes,
     }
     return EvaluateConfig(**values)

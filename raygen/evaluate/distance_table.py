@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import product as pairs
 
 import numpy as np
@@ -11,8 +12,8 @@ from raygen.data.defects import load_photos
 from raygen.data.photo import Photo
 from raygen.evaluate import on_ray
 from raygen.evaluate.distances import Comparison, Distance, RealFeatures, gather_real, measure
-from raygen.evaluate.features import EXTRACTORS, PERCEPTUAL, seconds_per_image
-from raygen.evaluate.on_ray import Source
+from raygen.evaluate.feature_cache import Source
+from raygen.evaluate.features import PERCEPTUAL, build_extractor, seconds_per_image
 from raygen.evaluate.plan import EvaluationPlan
 from raygen.evaluate.samples import GUIDANCES, Sample
 from raygen.records import MODES, NORMAL, digest
@@ -36,7 +37,7 @@ class DistanceTable:
         self.names: dict[str, str] = {}  # what the distances are called, for their networks
         if self.rows:
             features, cpu = self.config.features, torch.device("cpu")
-            self.extractor = EXTRACTORS[features.extractor](features.weights, cpu)
+            self.extractor = build_extractor(features, cpu)
             is_inception = features.extractor == "inception"
             self.names = {
                 "frechet": "FID" if is_inception else f"FD-{self.extractor.name}",
@@ -104,7 +105,8 @@ class DistanceTable:
         progress = Counted(self.say, "images", sum(map(len, every)))
         cache = on_ray.extract_features(
             every,
-            self.config.features,
+            partial(build_extractor, self.config.features),
+            self.config.features.batch,
             self.extractor.digest,
             self.config.output,
             *self.size,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from raygen import images
 from raygen.errors import UserError
+from raygen.evaluate.config import FeatureConfig
 from raygen.extras import require
 from raygen.pretrained import Lite0, Lite0Features, local_file, parse_weights, read_weights, sha256, to_rgb
 from raygen.records import digest
@@ -130,6 +131,15 @@ PERCEPTUAL: dict[str, Callable[[str | None, torch.device], Extractor]] = {
     "lite0": PerceptualLite0,
     "lpips": LPIPS,
 }
+
+
+def build_extractor(config: FeatureConfig, device: torch.device) -> Extractor:
+    """The extractor of distances.
+
+    Raises:
+        UserError: its package or its weights are missing.
+    """
+    return EXTRACTORS[config.extractor](config.weights, device)
 
 
 def extract(extractor: Extractor, pixels: np.ndarray, batch: int) -> np.ndarray:

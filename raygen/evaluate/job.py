@@ -13,8 +13,12 @@ from raygen.evaluate.distance_table import DistanceTable
 from raygen.evaluate.distances import Distance
 from raygen.evaluate.downstream import FitResult
 from raygen.evaluate.plan import EvaluationPlan
+from raygen.evaluate.probe_plan import ProbePlan
+from raygen.evaluate.probe_table import ProbeTable
+from raygen.evaluate.probe_verdict import ProbeOutcome, in_words, sum_up
 from raygen.evaluate.real_photos import count_cells
 from raygen.evaluate.report import Metrics, RunSummary, render, sum_fits
+from raygen.evaluate.segmentation_table import SegmentationTable
 from raygen.evaluate.sheets import sample_sheets
 from raygen.evaluate.verdict import verdict
 from raygen.extras import require
@@ -37,11 +41,13 @@ def evaluate(config: EvaluateConfig, say: Callable[[str], None] = print) -> Metr
         UserError: a wrong config, defect set, run or output, or a package or weights that are missing.
     """
     started = time.monotonic()
-    refuse_lost_places({"defects": config.defects, "output": config.output, **config.runs})
+    refuse_lost_places({"defects": config.defects, "output": config.output, **_run_places(config)})
     for package in ("jinja2", "matplotlib"):
         require(package, "evaluate")
     plan = EvaluationPlan.prepare(config)
     table, fits = DistanceTable(plan, say), ClassifierFits(plan, say)
+    probes = ProbeTable(plan.probe, config, (plan.image_size, plan.channels), say)
+    pixels = SegmentationTable(plan.probe, config, probes, say)
     check_writable(config.output)
     plan.describe(say)
 
@@ -49,9 +55,10 @@ def evaluate(config: EvaluateConfig, say: Callable[[str], None] = print) -> Metr
 
     with connected():
         distances = table.measure()
+        probed = probe(plan.probe, probes, pixels)
         results = fits.train()
         sheets = sample_sheets(plan)
-    metrics = _sum_up(plan, table.names, distances, results)
+    metrics = _sum_up(plan, table.names, distances, results, probed)
     storage.put(storage.join(config.output, METRICS), metrics.model_dump_json(indent=1).encode())
     schema = json.dumps(Metrics.model_json_schema(), indent=1)
     storage.put(storage.join(config.output, SCHEMA), schema.encode())
@@ -67,15 +74,33 @@ def dry_run(config: EvaluateConfig, say: Callable[[str], None] = print) -> None:
     plan = EvaluationPlan.prepare(config)
     say(config.model_dump_json(indent=2))
     plan.describe(say)
-    extracting, training = DistanceTable(plan, say).price(), ClassifierFits(plan, say).price()
+    probes = ProbeTable(plan.probe, config, (plan.image_size, plan.channels), say)
+    extracting = DistanceTable(plan, say).price() + probes.price()
+    training = ClassifierFits(plan, say).price()
     cores = os.cpu_count() or 1
     times = f"features take about {duration(extracting)}, classifiers {duration(training)}"
     say(f"{times} of one core of this machine,")
     say(f"so all take {duration((extracting + training) / cores)} of {cores} such cores")
 
 
+def probe(plan: ProbePlan, probes: ProbeTable, pixels: SegmentationTable) -> ProbeOutcome | None:
+    """All probes, summed up."""
+    tested = probes.fit()
+    if tested is None:
+        return None
+    return sum_up(plan, tested, pixels.fit(), probes.costs())
+
+
+def _run_places(config: EvaluateConfig) -> dict[str, str]:
+    return {f"runs.{name}": uri for name in config.runs for uri in config.uris_of(name)}
+
+
 def _sum_up(
-    plan: EvaluationPlan, names: dict[str, str], distances: list[Distance], results: list[FitResult]
+    plan: EvaluationPlan,
+    names: dict[str, str],
+    distances: list[Distance],
+    results: list[FitResult],
+    probed: ProbeOutcome | None,
 ) -> Metrics:
     downstream = sum_fits(results)
     return Metrics(
@@ -101,7 +126,8 @@ def _sum_up(
         },
         distances=tuple(distances),
         downstream=downstream,
-        verdict=tuple(verdict(distances, downstream, names)),
+        probe=probed,
+        verdict=(*(in_words(probed) if probed else ()), *verdict(distances, downstream, names)),
         caveats=tuple(plan.caveats()),
         settings=plan.config.settings(),
     )

@@ -4,85 +4,40 @@ Features are streamed by shard and kept by the digests of shard and extractor: t
 asks for, and an evaluation that goes on extracts nothing twice."""
 
 import functools
-import io
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import torch
-from pydantic import BaseModel, ConfigDict
 from ray.exceptions import RayTaskError
 
-from raygen import storage
 from raygen.config import ActorPoolConfig
-from raygen.data.defects import load_photos
-from raygen.data.photo import Photo
-from raygen.data.runs import ShardStats
 from raygen.errors import UserError
-from raygen.evaluate.config import DownstreamConfig, FeatureConfig
+from raygen.evaluate.alternatives import Alternative
+from raygen.evaluate.config import DownstreamConfig, FeatureConfig, ProbeConfig
 from raygen.evaluate.downstream import DownstreamData, Fit, FitResult, run_fit
-from raygen.evaluate.features import EXTRACTORS, PERCEPTUAL, Extractor, extract
+from raygen.evaluate.feature_cache import Cache, Source
+from raygen.evaluate.features import PERCEPTUAL, Extractor, extract
 from raygen.evaluate.metrics import ClusteredDistance, clustered_distance
+from raygen.evaluate.probe_fits import ProbeInput, ProbeResult, fit_probes_of
 from raygen.evaluate.samples import Chosen, Sample, read_pixels
+from raygen.evaluate.segmentation import SegmentationInput, SegmentationResult, segment_all
 from raygen.on_ray import ALLOCATOR, Stage, chain_stages, living_nodes, prepare_data
 from raygen.relay import tells
 from raygen.resources import plan_resources
 
 T = TypeVar("T")
 
-
-class Source(BaseModel):
-    """Images to extract features of: the samples of a shard, or some photos."""
-
-    model_config = ConfigDict(frozen=True)
-
-    key: str  # digest of the images
-    run_uri: str = ""
-    shard: ShardStats | None = None
-    photos: tuple[Photo, ...] = ()
-
-    def __len__(self) -> int:
-        return self.shard.num_samples if self.shard else len(self.photos)
-
-    def read(self, image_size: int, channels: int) -> tuple[list[str], np.ndarray]:
-        """A name for each image, its sample id or its URI; and uint8 (N, image_size, image_size, channels)."""
-        if self.shard:
-            return read_pixels(self.run_uri, self.shard, None, image_size, channels)
-        return [photo.uri for photo in self.photos], load_photos(self.photos, image_size, channels)
-
-
-class Cache:
-    """Features at rest: {folder}/{digest of the extractor}/{digest of the images}.parquet."""
-
-    def __init__(self, output_uri: str, extractor: str) -> None:
-        self.folder_uri = storage.join(output_uri, "features", extractor)
-
-    def keys(self) -> set[str]:
-        """Those that are there."""
-        names = (entry.uri.rpartition("/")[2] for entry in storage.list_files(self.folder_uri, deep=False))
-        return {name.removesuffix(".parquet") for name in names}
-
-    def put(self, key: str, names: Sequence[str], features: np.ndarray) -> None:
-        """Keeps features, float32 (N, D), one row a name."""
-        values = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
-        buffer = io.BytesIO()
-        pq.write_table(pa.table({"name": list(names), "features": values}), buffer)
-        storage.put(storage.join(self.folder_uri, f"{key}.parquet"), buffer.getvalue())
-
-    def get(self, key: str) -> tuple[list[str], np.ndarray]:
-        """Names and features."""
-        table = pq.read_table(io.BytesIO(storage.read(storage.join(self.folder_uri, f"{key}.parquet"))))
-        values: Any = table["features"].combine_chunks()
-        rows = table.num_rows
-        return table["name"].to_pylist(), values.flatten().to_numpy(zero_copy_only=False).reshape(rows, -1)
+Build = Callable[[torch.device], Extractor]
 
 
 def extract_features(
     sources: Sequence[Source],
-    config: FeatureConfig,
+    build: Build,
+    batch: int,
     extractor: str,
     output_uri: str,
     image_size: int,
@@ -94,7 +49,8 @@ def extract_features(
 
     Args:
         sources: what of.
-        config: which extractor, by its recipe.
+        build: builds the extractor on a device.
+        batch: images in one forward pass.
         extractor: its digest, for the cache's names.
         output_uri: the evaluation's folder.
         image_size, channels: to which the images are brought first: the samples' own.
@@ -117,7 +73,7 @@ def extract_features(
     rows = chain_stages(
         [{"source": source.model_dump_json()} for source in pending],
         read=Stage(_read, {"image_size": image_size, "channels": channels}),
-        compute=Stage(_ExtractActor, {"config": config}),
+        compute=Stage(_ExtractActor, {"build": build, "images": batch}),
         write=Stage(_keep, {"cache": cache}),
         resources=resources,
     ).iter_rows()
@@ -139,18 +95,18 @@ def _read(batch: pa.Table, image_size: int, channels: int) -> pa.Table:
 class _ExtractActor:
     """Holds an extractor; turns pixels into features."""
 
-    def __init__(self, config: FeatureConfig) -> None:
-        self.config = config
+    def __init__(self, build: Build, images: int) -> None:
+        self.build, self.images = build, images
 
     @functools.cached_property
     def extractor(self) -> Extractor:
-        return EXTRACTORS[self.config.extractor](self.config.weights, _device())
+        return self.build(_device())
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return tells(self.extract)(batch)
 
     def extract(self, batch: pa.Table) -> pa.Table:
-        features = extract(self.extractor, _unpack(batch, np.uint8), self.config.batch)
+        features = extract(self.extractor, _unpack(batch, np.uint8), self.images)
         return pa.table({"key": batch["key"], "names": batch["names"], **_pack(features)})
 
 
@@ -258,6 +214,41 @@ def fit_classifiers(
 
 def _fit(data: DownstreamData, fit: Fit, config: DownstreamConfig) -> FitResult:
     return run_fit(data, fit, config, _device())
+
+
+def seconds_to_make(alternative: Alternative, image_size: int, channels: int) -> float:
+    """What it takes to make samples without a training, on one core."""
+    ((_, seconds),) = run_tasks(_time_making, [(alternative, image_size, channels)], num_cpus=1)
+    return seconds
+
+
+def _time_making(alternative: Alternative, image_size: int, channels: int) -> float:
+    started = time.monotonic()
+    alternative.make(image_size, channels)
+    return time.monotonic() - started
+
+
+def fit_probes(
+    inputs: Iterable[ProbeInput], cache: Cache, config: ProbeConfig
+) -> Iterator[tuple[int, list[ProbeResult]]]:
+    """Fits the probes of each draw of photos, side by side; yields its number and what came of it, when done."""
+    yield from run_tasks(_fit_probes, ((one, cache, config) for one in inputs), num_cpus=1)
+
+
+def _fit_probes(data: ProbeInput, cache: Cache, config: ProbeConfig) -> list[ProbeResult]:
+    torch.set_num_threads(1)
+    return fit_probes_of(data, cache, config)
+
+
+def segment(
+    inputs: Iterable[SegmentationInput], config: ProbeConfig
+) -> Iterator[tuple[int, list[SegmentationResult]]]:
+    """Likewise the probes of pixels."""
+    yield from run_tasks(_segment, ((one, config) for one in inputs), num_cpus=1)
+
+
+def _segment(data: SegmentationInput, config: ProbeConfig) -> list[SegmentationResult]:
+    return segment_all(data, config, _device())
 
 
 def _device() -> torch.device:

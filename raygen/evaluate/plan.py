@@ -1,7 +1,6 @@
 """What an evaluation compares, found and checked: the real photos, the samples, distances and classifiers."""
 
-import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,12 +8,13 @@ from raygen.errors import UserError
 from raygen.evaluate.config import EvaluateConfig
 from raygen.evaluate.distances import Comparison, plan_comparisons
 from raygen.evaluate.downstream import ALL, Fit, plan_fits
+from raygen.evaluate.pairing import Paired, pair_runs, read_folds
+from raygen.evaluate.probe_plan import ProbePlan
 from raygen.evaluate.real_photos import RealSet, count_cells
-from raygen.evaluate.samples import Cell, Chosen, choose_samples
+from raygen.evaluate.samples import Chosen
 from raygen.records import MODES, NORMAL
 
 _FEW_PHOTOS = 15  # of a cell of the test split: one is more than 6 points of its error
-_FEWEST = 8  # samples of a cell that are chosen, whatever they are for
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,11 @@ class EvaluationPlan:
     """What a config asks for, found and checked."""
 
     config: EvaluateConfig
-    real: RealSet
-    chosen: Mapping[str, Chosen]  # by the run's name
+    real: RealSet  # the set; or the fold of it that distances and the paper's classifiers look at
+    chosen: Mapping[str, Chosen]  # by the run's name: that run's samples
     image_size: int  # the samples'
     channels: int
+    probe: ProbePlan
 
     @classmethod
     def prepare(cls, config: EvaluateConfig) -> "EvaluationPlan":
@@ -34,43 +35,23 @@ class EvaluationPlan:
         Raises:
             UserError: something is missing, does not fit together, or has been learned from that was held out.
         """
-        real = RealSet.read(config)
-        used = [name for name in config.runs if name in {*config.distance_runs, *config.downstream_runs}]
-        chosen = {
-            name: choose_samples(
-                name, config.runs[name], _wanted(config, name, real), config.only_accepted, config.seed
-            )
-            for name in used or config.runs
-        }
-        sizes = {(one.run.image_size, one.run.channels) for one in chosen.values()}
+        folds = read_folds(config)
+        wanted = {*config.distance_runs, *config.downstream_runs, *config.probe_runs}
+        names = [name for name in config.runs if name in wanted] or list(config.runs)
+        runs = pair_runs(config, names, folds)
+        sizes = {(one.run.image_size, one.run.channels) for one in runs.values()}
         if len(sizes) > 1:
             told = ", ".join(
-                f"{name}: {one.run.image_size} px × {one.run.channels}" for name, one in chosen.items()
+                f"{name}: {one.run.image_size} px × {one.run.channels}" for (name, *_), one in runs.items()
             )
             raise UserError(f"runs: made by models of different sizes ({told}); evaluate them one by one")
-        plan = cls(config, real, chosen, *sizes.pop())
+        size = sizes.pop() if sizes else (config.image_size, config.channels)
+        shown = _fold_of_all(names, runs, len(folds))
+        real, chosen = folds[shown], {name: runs[name, shown, None] for name in names}
+        plan = cls(config, real, chosen, *size, ProbePlan(config, folds, runs))
         if plan.fits:
             real.check_held_out()
-        plan._refuse_leaks()
         return plan
-
-    def _refuse_leaks(self) -> None:
-        """Raises UserError where samples were made of photos that are to judge them."""
-        for name, one in self.chosen.items():
-            samples = [sample for cell in one.cells.values() for sample in cell]
-            what = "references"
-            leaks = self.real.leaked_references({s.reference_uri for s in samples if s.reference_uri})
-            if not leaks and one.learned is not None:
-                what = "checkpoint's training photos"
-                leaks = self.real.leaked_photos(one.learned)
-            if not leaks and name in self.config.downstream_runs:
-                what = "normals"
-                leaks = self.real.leaked_normals({s.normal_sha256: s.normal_uri for s in samples})
-            if leaks:
-                raise UserError(
-                    f"runs.{name}: {len(leaks)} of its {what} are held-out photos, such as {leaks[0]}; they would "
-                    "be judged by what they were made of: train and generate from the split train alone"
-                )
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
@@ -168,16 +149,17 @@ class EvaluationPlan:
         return found
 
 
-def _wanted(config: EvaluateConfig, name: str, real: RealSet) -> dict[Cell, int]:
-    """How many samples of each cell a run is asked for: at least a few, for the sheets."""
-    wanted: dict[Cell, int] = {}
-    for cell, mode in itertools.product(real.cells, MODES):
-        counts = [_FEWEST]
-        if name in config.distance_runs:
-            counts.append(config.distances.samples_per_cell)
-        if name in config.downstream_runs:
-            fill = min(max(config.downstream.sizes), real.num_normals(cell[0]))
-            by_source = config.downstream.cross_domain and mode == "reference"
-            counts.append(fill * len(real.products) if by_source else fill)  # about as many from each product
-        wanted[*cell, mode] = max(counts)
-    return wanted
+def _fold_of_all(names: Sequence[str], runs: Mapping[Paired, Chosen], num_folds: int) -> int:
+    """The first fold that all runs have left out.
+
+    Raises:
+        UserError: there is none.
+    """
+    folds = [fold for fold in range(num_folds) if all((name, fold, None) in runs for name in names)]
+    if not folds:
+        told = "; ".join(
+            f"{name}: {', '.join(str(fold) for of, fold, few in runs if of == name and few is None) or 'none'}"
+            for name in names
+        )
+        raise UserError(f"runs: no fold that all of them have left out ({told})")
+    return folds[0]

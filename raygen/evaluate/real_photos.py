@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from hashlib import sha256
 
 from raygen import storage
-from raygen.data.defects import keep_defects
+from raygen.data.defects import EVERY, keep_defects
+from raygen.data.folds import TEST, TRAIN, VAL
 from raygen.data.layouts import split_of
 from raygen.data.photo import Photo
 from raygen.errors import UserError
@@ -32,18 +33,25 @@ class RealSet:
 
     @classmethod
     def read(cls, config: EvaluateConfig) -> "RealSet":
-        """Lists the defect set.
+        """Lists the defect set, with its own splits.
 
         Raises:
             UserError: no photos there, or none of the training split.
         """
         survey = config.survey()
-        photos = survey.photos
+        splits = {
+            split_of(config.train_split): TRAIN,
+            "": TRAIN,
+            split_of(config.val_split): VAL,
+            split_of(config.test_split): TEST,
+        }
+        photos = [p._replace(split=splits[p.split]) for p in survey.photos if p.split in splits]
+        return cls.of(config, photos, survey.notes)
 
-        def part(*splits: str) -> tuple[Photo, ...]:
-            return tuple(photo for photo in photos if photo.split in splits)
-
-        learned = part(split_of(config.train_split), "")
+    @classmethod
+    def of(cls, config: EvaluateConfig, photos: Sequence[Photo], notes: tuple[str, ...] = ()) -> "RealSet":
+        """Of photos whose splits are TRAIN, VAL and TEST; `keep_defects` is obeyed."""
+        learned = [photo for photo in photos if photo.split == TRAIN]
         train = keep_defects(learned, config.keep_defects)
         kinds = {photo.defect_type for photo in train}
         if NORMAL not in kinds or len(kinds) < 2:
@@ -53,7 +61,8 @@ class RealSet:
             )
         products = tuple(sorted({photo.product for photo in train}))
 
-        def known(some: Iterable[Photo]) -> tuple[Photo, ...]:
+        def known(split: str) -> tuple[Photo, ...]:
+            some = (photo for photo in photos if photo.split == split)
             return tuple(p for p in some if p.product in products and p.defect_type in kinds)
 
         kept = set(train)
@@ -62,10 +71,22 @@ class RealSet:
             products=products,
             defect_types=tuple(sorted(kinds - {NORMAL})),
             train=train,
-            val=known(part(split_of(config.val_split))),
-            test=known(part(split_of(config.test_split))),
+            val=known(VAL),
+            test=known(TEST),
             not_kept=tuple(photo for photo in learned if photo not in kept),
-            notes=survey.notes,
+            notes=notes,
+        )
+
+    def with_few(self, count: int, draw: int = 0) -> "RealSet":
+        """The same with at most so many training defects of each cell, and no more to choose by."""
+        train = keep_defects(self.train, {EVERY: count}, draw)
+        kept = set(train)
+        gone = tuple(photo for photo in self.train if photo not in kept)
+        return replace(
+            self,
+            train=train,
+            val=keep_defects(self.val, {EVERY: count}, draw),
+            not_kept=self.not_kept + gone,
         )
 
     @property
@@ -133,6 +154,12 @@ class RealSet:
         )
 
     @cached_property
+    def defects_learned(self) -> set[str]:
+        """SHA-256 of the training defects."""
+        with ThreadPoolExecutor(16) as threads:
+            return set(threads.map(_sha256, (p for p in self.train if p.defect_type != NORMAL)))
+
+    @cached_property
     def _held_out(self) -> dict[str, str]:
         """SHA-256 of each held-out photo -> its split."""
         with ThreadPoolExecutor(16) as threads:
@@ -155,7 +182,12 @@ class RealSet:
 
 
 def _sha256(photo: Photo) -> str:
-    return sha256(storage.read(photo.uri)).hexdigest()
+    return _sha256_of(photo.uri, photo.etag)
+
+
+@cache  # every fold asks for it
+def _sha256_of(uri: str, etag: str | None) -> str:
+    return sha256(storage.read(uri)).hexdigest()
 
 
 _ROLE = {"val": "choose", "test": "test"}

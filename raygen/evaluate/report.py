@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict
 
 from raygen.evaluate.distances import Distance
 from raygen.evaluate.downstream import Fit, FitResult
+from raygen.evaluate.probe_verdict import ProbeOutcome
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class RunSummary(BaseModel):
@@ -55,7 +56,7 @@ class Metrics(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     names: dict[str, str]  # what the distances are called, for their networks: frechet, kid, clustered
     products: tuple[str, ...]
     defect_types: tuple[str, ...]
@@ -63,6 +64,7 @@ class Metrics(BaseModel):
     runs: dict[str, RunSummary]
     distances: tuple[Distance, ...]
     downstream: tuple[Downstream, ...]
+    probe: ProbeOutcome | None = None
     verdict: tuple[str, ...]
     caveats: tuple[str, ...]
     settings: dict[str, Any]

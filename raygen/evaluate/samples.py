@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -81,12 +81,7 @@ def choose_samples(
     Raises:
         UserError: no complete run there, or one that has no sample of any wanted cell.
     """
-    run, manifest = read_run(uri), read_manifest(uri)
-    if run is None or manifest is None:
-        state = "an incomplete run" if run else "no run"
-        raise UserError(
-            f"runs.{name} = {uri}: {state} there; name a folder that `raygen generate` has completed"
-        )
+    run, manifest = _read_complete(name, uri)
     chosen: dict[Cell, list[Sample]] = {cell: [] for cell in wanted}
     for shard in sorted(manifest.shards, key=lambda shard: digest(seed, shard.sha256)):
         short = {cell for cell, samples in chosen.items() if len(samples) < wanted[cell]}
@@ -109,6 +104,25 @@ def choose_samples(
             "it was made for other products or defect types than the defect set's"
         )
     return Chosen(name, uri, run, manifest, cells, _read_learned(uri, run))
+
+
+def read_record(name: str, uri: str) -> list[Learned] | None:
+    """What the checkpoint of a complete run learned from; None where nobody says.
+
+    Raises:
+        UserError: no complete run there.
+    """
+    return _read_learned(uri, _read_complete(name, uri)[0])
+
+
+def _read_complete(name: str, uri: str) -> tuple[Run, Manifest]:
+    run, manifest = read_run(uri), read_manifest(uri)
+    if run is None or manifest is None:
+        state = "an incomplete run" if run else "no run"
+        raise UserError(
+            f"runs.{name} = {uri}: {state} there; name a folder that `raygen generate` has completed"
+        )
+    return run, manifest
 
 
 def _read_learned(uri: str, run: Run) -> list[Learned] | None:
@@ -146,20 +160,48 @@ def read_pixels(
     Raises:
         UserError: files of the run are gone.
     """
+    run, rows = _read_rows(uri, shard, wanted, "image")
+    pixels = np.empty((rows.num_rows, image_size, image_size, channels), np.uint8)
+    for index, row in enumerate(rows.to_pylist()):
+        photo = images.decode_photo(row["image"]["bytes"], 2**31, pixel_range=run.range_of(row["product"]))
+        pixels[index] = images.resize_window(photo, _window(row), image_size, channels)
+    return rows["sample_id"].to_pylist(), pixels
+
+
+def read_pixels_and_masks(
+    uri: str, shard: ShardStats, wanted: Collection[str] | None, image_size: int, channels: int
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Likewise with masks, bool (N, image_size, image_size); blank where a sample has none."""
+    names, pixels = read_pixels(uri, shard, wanted, image_size, channels)
+    _, rows = _read_rows(uri, shard, wanted, "mask")
+    masks = np.zeros((len(names), image_size, image_size), bool)
+    for index, row in enumerate(rows.to_pylist()):
+        if row["mask"] is not None and row["mask"]["bytes"]:
+            left, upper, right, lower = _window(row)
+            mask = images.decode_mask(row["mask"]["bytes"]).on[upper:lower, left:right]
+            masks[index] = images.fit_mask(mask, (image_size, image_size))
+    return names, pixels, masks
+
+
+def _read_rows(
+    uri: str, shard: ShardStats, wanted: Collection[str] | None, column: str
+) -> tuple[Run, pa.Table]:
     with _files_of(uri):
         run, rows = read_run(uri), read_shard(uri, shard)
     assert run is not None
-    rows = rows.select(["sample_id", "product", "window_x", "window_y", "window_size", "image"])
+    rows = rows.select(["sample_id", "product", "window_x", "window_y", "window_size", column])
     if wanted is not None:
         rows = rows.take(
-            pa.array([i for i, name in enumerate(rows["sample_id"].to_pylist()) if name in wanted])
+            pa.array(
+                [i for i, name in enumerate(rows["sample_id"].to_pylist()) if name in wanted], pa.int64()
+            )
         )
-    pixels = np.empty((rows.num_rows, image_size, image_size, channels), np.uint8)
-    for index, row in enumerate(rows.to_pylist()):
-        x, y, size = row["window_x"], row["window_y"], row["window_size"]
-        photo = images.decode_photo(row["image"]["bytes"], 2**31, pixel_range=run.range_of(row["product"]))
-        pixels[index] = images.resize_window(photo, (x, y, x + size, y + size), image_size, channels)
-    return rows["sample_id"].to_pylist(), pixels
+    return run, rows
+
+
+def _window(row: Mapping[str, Any]) -> tuple[int, int, int, int]:
+    x, y, size = row["window_x"], row["window_y"], row["window_size"]
+    return x, y, x + size, y + size
 
 
 @contextmanager

@@ -134,7 +134,7 @@ def holm(chances: Mapping[str, float]) -> dict[str, float]:
     return {name: corrected[name] for name in chances}
 
 
-def worth(curve: Mapping[int, float], error: float) -> float | None:
+def worth(curve: Mapping[float, float], error: float) -> float | None:
     """How many real defects bring an error about.
 
     Args:
