@@ -714,7 +714,8 @@ def test_the_recipe_of_the_papers_protocol_spells_out_the_defaults() -> None:
     assert load_config(EvaluateConfig, "jobs/evaluate-sdi.toml", places) == load_config(
         EvaluateConfig, None, places
     )
-    load_config(EvaluateConfig, "jobs/evaluate-quick.toml", places)
+    for recipe in ("evaluate-quick", "evaluate"):
+        load_config(EvaluateConfig, f"jobs/{recipe}.toml", places)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ class ProbeTable:
         self.plan, self.config, self.size, self.say = plan, config, size, say
         if plan.works:
             self.extractor = probe_extractor(config.probe, torch.device("cpu"))
-            for family in config.probe.alternatives:
+            for family in plan.alternatives:
                 Alternative.of(family, plan.folds[0], 1, 0)
 
     def fit(self) -> Tested | None:
@@ -199,7 +199,7 @@ class ProbeTable:
             part for setting in work.settings if setting.source for part in self.plan.parts(setting.source)
         }
         made = {}
-        for family in used & set(self.config.probe.alternatives):
+        for family in used & set(self.plan.alternatives):
             alternative = self.alternative(family, work)
             made[family] = Source(key=digest(*self.size, alternative.key), alternative=alternative)
         return made
@@ -307,7 +307,7 @@ class ProbeTable:
     def costs(self) -> list[Cost]:
         """What each source took, mixes aside."""
         found = []
-        for family in self.config.probe.alternatives if self.plan.sources else ():
+        for family in self.plan.alternatives:
             works = [work for work in self.plan.works if work.few is None]
             if works:
                 alternative = self.alternative(family, works[0])

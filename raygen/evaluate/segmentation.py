@@ -157,12 +157,12 @@ def _fit(parts: Sequence[Pixels], of_images: NDArray[np.float64]) -> Classify:
     mean, scale = features.mean(axis=0), features.std(axis=0) + 1e-6
     model = LogisticRegression(C=1 / (4 * _STRENGTH), max_iter=100, tol=1e-3)
     model.fit((features - mean) / scale, defect, sample_weight=weights)
-    return Classify(mean, scale, model.coef_[0].astype(np.float32), float(model.intercept_[0]))
+    return Classify(mean, scale, model.coef_[0].astype(np.float32), float(np.ravel(model.intercept_)[0]))
 
 
 def _threshold(network: "PixelFeatures", classify: Classify, val: Pictures) -> float:
     """The chance from which on a pixel is a defect: that of the best mean Dice on validation photos."""
-    steps: list[float] = np.linspace(0.3, 0.98, 18).tolist()
+    steps = [0.3 + 0.04 * number for number in range(18)]
     found = [
         [dice_of(chances > step, mask) for step in steps] for chances, mask in network.all(classify, val)
     ]

@@ -124,7 +124,7 @@ class SegmentationTable:
         for part in {
             part for setting in work.settings if setting.source for part in plan.parts(setting.source)
         }:
-            if part in self.config.probe.alternatives:
+            if part in self.plan.alternatives:
                 alternatives[part] = self.probes.alternative(part, work)
                 found = self.probes.names_made(alternatives[part])
             else:
