@@ -41,7 +41,7 @@ class DistanceConfig(Config):
     kid_subset_size: Annotated[int, Field(ge=2)] = 1000
     """At most: no subset is larger than a set."""
     neighbours: Count = 3
-    """k of precision and recall."""
+    """k of precision, recall, density and coverage."""
     copy_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """A sample is as close as a copy if it is nearer to a training defect than all but this share of the real
     test defects are."""
