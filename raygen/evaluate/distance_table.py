@@ -7,13 +7,17 @@ from itertools import product as pairs
 import numpy as np
 import torch
 
+from raygen import storage
 from raygen.data.defects import load_photos
 from raygen.data.photo import Photo
 from raygen.evaluate import on_ray
+from raygen.evaluate.config import FeatureConfig
 from raygen.evaluate.distances import Comparison, Distance, RealFeatures, gather_real, measure
-from raygen.evaluate.features import EXTRACTORS, PERCEPTUAL, seconds_per_image
-from raygen.evaluate.on_ray import Source
+from raygen.evaluate.feature_cache import Source
+from raygen.evaluate.features import EXTRACTORS, PERCEPTUAL, Extractor, seconds_per_image
+from raygen.evaluate.own_features import MAX_PHOTOS, OWN_SECONDS, OwnFeatures, own_key
 from raygen.evaluate.plan import EvaluationPlan
+from raygen.evaluate.real_photos import count_cells
 from raygen.evaluate.samples import GUIDANCES, Sample
 from raygen.records import MODES, NORMAL, digest
 from raygen.show import Counted
@@ -33,19 +37,40 @@ class DistanceTable:
         self.config, self.real, self.chosen = plan.config, plan.real, plan.chosen
         self.size = (plan.image_size, plan.channels)
         self.rows = plan.comparisons
-        self.names: dict[str, str] = {}  # what the distances are called, for their networks
+        self.features = self.config.features.model_copy(update={"extractor": plan.extractor})
+        self.names: dict[str, str] = {}  # what the distances are called, for their features
         if self.rows:
-            features, cpu = self.config.features, torch.device("cpu")
-            self.extractor = EXTRACTORS[features.extractor](features.weights, cpu)
+            features, cpu = self.features, torch.device("cpu")
+            is_trained_later = features.extractor == "own"
+            name = OwnFeatures.name if is_trained_later else self._extractor(features).name
             is_inception = features.extractor == "inception"
             self.names = {
-                "frechet": "FID" if is_inception else f"FD-{self.extractor.name}",
-                "kid": "KID" if is_inception else f"KID-{self.extractor.name}",
+                "frechet": "FID" if is_inception else f"FD-{name}",
+                "kid": "KID" if is_inception else f"KID-{name}",
                 "clustered": "",
             }
             if features.perceptual != "none":
                 perceptual = PERCEPTUAL[features.perceptual](features.perceptual_weights, cpu)
                 self.names["clustered"] = f"clustered {perceptual.name}"
+
+    @staticmethod
+    def _extractor(features: FeatureConfig) -> Extractor:
+        return EXTRACTORS[features.extractor](features.weights, torch.device("cpu"))
+
+    def _with_weights(self) -> FeatureConfig:
+        """The recipe of features; of "own" with its weights, trained where they are not there yet."""
+        if self.features.extractor != "own":
+            return self.features
+        cells = count_cells(self.real.train)
+        photos = [photo for cell in cells for photo in self.real.of_cell(*cell)[:MAX_PHOTOS]]
+        what = (photos, *self.size, self.config.seed)
+        uri = storage.join(self.config.output, "features", f"own-{own_key(*what)}.safetensors")
+        if not storage.exists(uri):
+            self.say(
+                f"training a network for the distances' features on {len(photos):,} of the training photos"
+            )
+            storage.put(uri, on_ray.train_extractor(*what))
+        return self.features.model_copy(update={"weights": uri})
 
     def measure(self) -> list[Distance]:
         """The table, in its order."""
@@ -101,11 +126,12 @@ class DistanceTable:
         for run, samples in wanted.items():
             sources[run] = self._shard_sources(run, samples)
         every = [source for some in sources.values() for source in some]
+        features = self._with_weights()
         progress = Counted(self.say, "images", sum(map(len, every)))
         cache = on_ray.extract_features(
             every,
-            self.config.features,
-            self.extractor.digest,
+            features,
+            self._extractor(features).digest,
             self.config.output,
             *self.size,
             compute=self.config.compute,
@@ -188,7 +214,9 @@ class DistanceTable:
             return 0.0
         num_samples = sum(len(self._wanted(run)) for run in self.config.distance_runs)
         num_images = num_samples + len(self._some_normals()) + len(self.real.test)
-        return num_images * seconds_per_image(self.extractor, *self.size)
+        if self.features.extractor == "own":  # a small network: hardly more than reading the images
+            return OWN_SECONDS
+        return num_images * seconds_per_image(self._extractor(self.features), *self.size)
 
 
 def _photo_sources(photos: Sequence[Photo], size: tuple[int, int]) -> list[Source]:

@@ -145,7 +145,7 @@ def kernel_interval(
 
 
 def weighted_kernel_distances(
-    x: Features, y: Features, x_weights: NDArray[np.integer], y_weights: NDArray[np.integer]
+    x: Features, y: Features, x_weights: NDArray[np.number], y_weights: NDArray[np.number]
 ) -> NDArray[np.float64]:
     """The kernel distances of two sets whose images weigh differently; with weights of 1 the unbiased estimate.
 

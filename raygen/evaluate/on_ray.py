@@ -4,28 +4,24 @@ Features are streamed by shard and kept by the digests of shard and extractor: t
 asks for, and an evaluation that goes on extracts nothing twice."""
 
 import functools
-import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import torch
-from pydantic import BaseModel, ConfigDict
 from ray.exceptions import RayTaskError
 
-from raygen import storage
 from raygen.config import ActorPoolConfig
-from raygen.data.defects import load_photos
 from raygen.data.photo import Photo
-from raygen.data.runs import ShardStats
 from raygen.errors import UserError
 from raygen.evaluate.config import DownstreamConfig, FeatureConfig
 from raygen.evaluate.downstream import DownstreamData, Fit, FitResult, run_fit
+from raygen.evaluate.feature_cache import Cache, Source
 from raygen.evaluate.features import EXTRACTORS, PERCEPTUAL, Extractor, extract
 from raygen.evaluate.metrics import ClusteredDistance, clustered_distance
+from raygen.evaluate.own_features import train_own
 from raygen.evaluate.samples import Chosen, Sample, read_pixels
 from raygen.on_ray import ALLOCATOR, Stage, chain_stages, living_nodes, prepare_data
 from raygen.relay import tells
@@ -34,50 +30,15 @@ from raygen.resources import plan_resources
 T = TypeVar("T")
 
 
-class Source(BaseModel):
-    """Images to extract features of: the samples of a shard, or some photos."""
-
-    model_config = ConfigDict(frozen=True)
-
-    key: str  # digest of the images
-    run_uri: str = ""
-    shard: ShardStats | None = None
-    photos: tuple[Photo, ...] = ()
-
-    def __len__(self) -> int:
-        return self.shard.num_samples if self.shard else len(self.photos)
-
-    def read(self, image_size: int, channels: int) -> tuple[list[str], np.ndarray]:
-        """A name for each image, its sample id or its URI; and uint8 (N, image_size, image_size, channels)."""
-        if self.shard:
-            return read_pixels(self.run_uri, self.shard, None, image_size, channels)
-        return [photo.uri for photo in self.photos], load_photos(self.photos, image_size, channels)
+def train_extractor(photos: Sequence[Photo], image_size: int, channels: int, seed: int) -> bytes:
+    """`train_own`, in a task: its weights."""
+    ((_, weights),) = run_tasks(_train_own, [(photos, image_size, channels, seed)], num_cpus=1)
+    return weights
 
 
-class Cache:
-    """Features at rest: {folder}/{digest of the extractor}/{digest of the images}.parquet."""
-
-    def __init__(self, output_uri: str, extractor: str) -> None:
-        self.folder_uri = storage.join(output_uri, "features", extractor)
-
-    def keys(self) -> set[str]:
-        """Those that are there."""
-        names = (entry.uri.rpartition("/")[2] for entry in storage.list_files(self.folder_uri, deep=False))
-        return {name.removesuffix(".parquet") for name in names}
-
-    def put(self, key: str, names: Sequence[str], features: np.ndarray) -> None:
-        """Keeps features, float32 (N, D), one row a name."""
-        values = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
-        buffer = io.BytesIO()
-        pq.write_table(pa.table({"name": list(names), "features": values}), buffer)
-        storage.put(storage.join(self.folder_uri, f"{key}.parquet"), buffer.getvalue())
-
-    def get(self, key: str) -> tuple[list[str], np.ndarray]:
-        """Names and features."""
-        table = pq.read_table(io.BytesIO(storage.read(storage.join(self.folder_uri, f"{key}.parquet"))))
-        values: Any = table["features"].combine_chunks()
-        rows = table.num_rows
-        return table["name"].to_pylist(), values.flatten().to_numpy(zero_copy_only=False).reshape(rows, -1)
+def _train_own(photos: Sequence[Photo], image_size: int, channels: int, seed: int) -> bytes:
+    torch.set_num_threads(1)
+    return train_own(photos, image_size, channels, seed)
 
 
 def extract_features(

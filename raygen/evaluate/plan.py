@@ -72,6 +72,17 @@ class EvaluationPlan:
                     "be judged by what they were made of: train and generate from the split train alone"
                 )
 
+    @property
+    def judged(self) -> list[str]:
+        """The runs with distances whose samples a judge chose, by ImageNet's features."""
+        return [name for name in self.config.distance_runs if self.chosen[name].run.judge is not None]
+
+    @property
+    def extractor(self) -> str:
+        """What distances are measured by; never "auto"."""
+        asked = self.config.features.extractor
+        return asked if asked != "auto" else "own" if self.judged else "lite0"
+
     @cached_property
     def comparisons(self) -> list[Comparison]:
         """The rows of the distance table; those of a run only where it has samples of all their cells."""
@@ -136,8 +147,15 @@ class EvaluationPlan:
             "Distances between sets of different sizes are not comparable as such: a Fréchet distance grows as "
             "sets shrink. Compare rows with like numbers, and the kernel distance first.",
         ]
-        if self.config.features.extractor != "inception":
-            found.append("The distances are not FID and KID: their features are another network's.")
+        if self.extractor != "inception":
+            found.append("The distances are not FID and KID: their features are others.")
+        if self.extractor == "own":
+            found.append(
+                "The distances are by a network that learned the training photos, which it therefore knows better "
+                "than any others: hold them against the floor, the held-out defects, not against 0."
+            )
+        if self.judged:
+            found.append(_of_judged(self.judged, self.extractor, self.config.features.perceptual))
         test = count_cells(self.real.test)
         few = [f"{'/'.join(cell)} {count}" for cell, count in test.items() if count < _FEW_PHOTOS]
         if few:
@@ -166,6 +184,15 @@ class EvaluationPlan:
             "checkpoint on the split val, which here chooses a classifier's epoch.)"
         )
         return found
+
+
+def _of_judged(runs: list[str], extractor: str, perceptual: str) -> str:
+    """What a judge's choice means for distances."""
+    told = f"{', '.join(runs)}: a judge chose the samples by ImageNet's features; "
+    if extractor in ("lite0", "inception"):
+        return f'{told}distances by them favour these runs. Take features.extractor = "own" or "pixels".'
+    also = "" if perceptual == "none" else " Clustered LPIPS is ImageNet's all the same."
+    return f"{told}distances are by others, which neither generation nor gate has seen.{also}"
 
 
 def _wanted(config: EvaluateConfig, name: str, real: RealSet) -> dict[Cell, int]:
