@@ -13,7 +13,7 @@ from raygen.evaluate.metrics import (
     frechet_distance,
     kernel_distance,
     kernel_interval,
-    nearest_distances,
+    nearest,
     precision_recall,
     weighted_kernel_distances,
 )
@@ -209,10 +209,12 @@ def test_wild_samples_have_recall_but_neither_density_nor_coverage() -> None:
     assert wild.coverage < 0.3
 
 
-def test_nearest_distances() -> None:
+def test_nearest() -> None:
     x, y = normal(0, 3000, 6), normal(1, 50, 6)
-    expected = np.linalg.norm(x[:, None] - y[None], axis=2).min(axis=1)
-    np.testing.assert_allclose(nearest_distances(x, y), expected, atol=1e-6)
+    distances = np.linalg.norm(x[:, None] - y[None], axis=2)
+    found = nearest(x, y)
+    np.testing.assert_allclose(found.distance, distances.min(axis=1), atol=1e-6)
+    np.testing.assert_array_equal(found.row, distances.argmin(axis=1))
 
 
 def test_copies_are_counted() -> None:

@@ -1,9 +1,8 @@
 """The distances of runs from the real training defects, cell by cell, and their floors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from raygen.evaluate.config import DistanceConfig
@@ -17,7 +16,6 @@ from raygen.evaluate.metrics import (
     precision_recall,
 )
 from raygen.evaluate.samples import GUIDANCES, Guidance
-from raygen.records import NORMAL
 
 ALL = "all"
 """Every product, or every defect type."""
@@ -85,19 +83,6 @@ def plan_comparisons(
             rows.append(Comparison(None, product, defect_type, "normal"))
             rows += [Comparison(run, product, defect_type, what) for run in runs for what in GUIDANCES]
     return rows
-
-
-RealFeatures = Mapping[tuple[str, str, str], Features]
-"""(split, product, defect type or normal) -> features (N, D)."""
-
-
-def gather_real(
-    real: RealFeatures, split: str, cells: Sequence[tuple[str, str]], *, normals: bool = False
-) -> Features:
-    """The real features of some cells, or of the normals of their products."""
-    wanted = sorted({(p, NORMAL) for p, _ in cells}) if normals else cells
-    found = [real[split, *cell] for cell in wanted if (split, *cell) in real]
-    return np.concatenate(found) if found else np.empty((0, 1), np.float32)
 
 
 def measure(

@@ -40,6 +40,13 @@ class Interval(NamedTuple):
     high: float
 
 
+class Nearest(NamedTuple):
+    """The nearest neighbour of each of N images."""
+
+    row: NDArray[np.intp]  # its row in the other set, (N,)
+    distance: NDArray[np.float64]  # Euclidean, (N,)
+
+
 class ClusteredDistance(NamedTuple):
     """Mean pairwise distance within clusters."""
 
@@ -214,9 +221,11 @@ def _radii(x: Features, neighbours: int) -> NDArray[np.float64]:
     return np.concatenate([np.partition(d, neighbours, axis=1)[:, neighbours] for d in _distances(x, x)])
 
 
-def nearest_distances(x: Features, y: Features) -> NDArray[np.float64]:
-    """The Euclidean distance of each row of x, (N, D), to the nearest of y, (M, D): (N,)."""
-    return np.sqrt(np.concatenate([d.min(axis=1) for d in _distances(x, y)]))
+def nearest(x: Features, y: Features) -> Nearest:
+    """Which row of y, (M, D), is nearest to each row of x, (N, D); neither is empty."""
+    found = [(d.argmin(axis=1), d.min(axis=1)) for d in _distances(x, y)]
+    rows, squares = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return Nearest(rows, np.sqrt(squares))
 
 
 def copy_rate(fake: Features, train: Features, held_out: Features, quantile: float = 0.05) -> float:
@@ -226,8 +235,8 @@ def copy_rate(fake: Features, train: Features, held_out: Features, quantile: flo
     Args:
         fake, train, held_out: features (N, D), (M, D), (K, D); no set empty.
     """
-    limit = np.quantile(nearest_distances(held_out, train), quantile)
-    return float((nearest_distances(fake, train) < limit).mean())
+    limit = np.quantile(nearest(held_out, train).distance, quantile)
+    return float((nearest(fake, train).distance < limit).mean())
 
 
 def clustered_distance(fake: Features, real: Features, max_cluster: int = 200) -> ClusteredDistance:
@@ -239,7 +248,7 @@ def clustered_distance(fake: Features, real: Features, max_cluster: int = 200) -
         fake, real: vectors (N, D) and (M, D).
         max_cluster: only the first so many of a cluster count.
     """
-    cluster = np.concatenate([d.argmin(axis=1) for d in _distances(fake, real)])
+    cluster = nearest(fake, real).row
     means = []
     for centre in range(len(real)):
         members = fake[cluster == centre][:max_cluster]
