@@ -14,6 +14,7 @@ from raygen.evaluate.config import FeatureConfig
 from raygen.evaluate.distances import Comparison, Distance, measure
 from raygen.evaluate.feature_cache import Source
 from raygen.evaluate.features import EXTRACTORS, PERCEPTUAL, Extractor, seconds_per_image
+from raygen.evaluate.memorisation import Candidates, Copied, find_copies
 from raygen.evaluate.on_ray import Placed, Selection
 from raygen.evaluate.own_features import MAX_PHOTOS, OWN_SECONDS, OwnFeatures, own_key
 from raygen.evaluate.plan import EvaluationPlan
@@ -130,6 +131,22 @@ class DistanceTable:
         )
         keys = {name: [source.key for source in some] for name, some in sources.items()}
         return on_ray.place_features(cache, {name: (keys[name], groups[name]) for name in groups})
+
+    def copies(self) -> list[Copied]:
+        """The samples that are most likely copies, of each run."""
+        if not self.rows:
+            return []
+        return find_copies(
+            Candidates(
+                run,
+                samples,
+                Selection((self._placed[run][cell],)),
+                [photo for photo in self.real.train if (photo.product, photo.defect_type) == cell[:2]],
+                *(self._real(split, [cell[:2]]) for split in ("train", "test")),
+            )
+            for run in self.config.distance_runs
+            for cell, samples in self._wanted(run).items()
+        )
 
     def _images(self, row: Comparison) -> Selection:
         """What a row compares with the real training defects."""

@@ -12,6 +12,7 @@ from raygen.evaluate.config import EvaluateConfig
 from raygen.evaluate.distance_table import DistanceTable
 from raygen.evaluate.distances import Distance
 from raygen.evaluate.downstream import FitResult
+from raygen.evaluate.memorisation import Copied, draw_copies
 from raygen.evaluate.plan import EvaluationPlan
 from raygen.evaluate.real_photos import count_cells
 from raygen.evaluate.report import Metrics, RunSummary, render, sum_fits
@@ -48,14 +49,14 @@ def evaluate(config: EvaluateConfig, say: Callable[[str], None] = print) -> Metr
     from raygen.on_ray import connected
 
     with connected():
-        distances = table.measure()
+        distances, copies = table.measure(), table.copies()
         results = fits.train()
-        sheets = sample_sheets(plan)
-    metrics = _sum_up(plan, table.names, distances, results)
+        sheets, panels = sample_sheets(plan), draw_copies(plan, copies)
+    metrics = _sum_up(plan, table.names, distances, copies, results)
     storage.put(storage.join(config.output, METRICS), metrics.model_dump_json(indent=1).encode())
     schema = json.dumps(Metrics.model_json_schema(), indent=1)
     storage.put(storage.join(config.output, SCHEMA), schema.encode())
-    storage.put(storage.join(config.output, REPORT), render(metrics, sheets).encode())
+    storage.put(storage.join(config.output, REPORT), render(metrics, sheets, panels).encode())
     for line in metrics.verdict:
         say(line)
     say(f"done in {duration(time.monotonic() - started)}; look at {storage.join(config.output, REPORT)}")
@@ -75,7 +76,11 @@ def dry_run(config: EvaluateConfig, say: Callable[[str], None] = print) -> None:
 
 
 def _sum_up(
-    plan: EvaluationPlan, names: dict[str, str], distances: list[Distance], results: list[FitResult]
+    plan: EvaluationPlan,
+    names: dict[str, str],
+    distances: list[Distance],
+    copies: list[Copied],
+    results: list[FitResult],
 ) -> Metrics:
     downstream = sum_fits(results)
     return Metrics(
@@ -100,6 +105,7 @@ def _sum_up(
             for name, one in plan.chosen.items()
         },
         distances=tuple(distances),
+        memorisation=tuple(copies),
         downstream=downstream,
         verdict=tuple(verdict(distances, downstream, names)),
         caveats=tuple(plan.caveats()),
