@@ -102,13 +102,12 @@ def kernel_distance(
     size = min(subset_size, len(x), len(y))
     if size < 2:
         raise ValueError("a kernel distance wants at least two images on either side")
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     random = np.random.RandomState(
         seed
     )  # torch-fidelity's, drawn in its order: the same subsets, the same figures
     values = []
     for _ in range(num_subsets):
-        a, b = (some[random.choice(len(some), size, replace=False)] for some in (x, y))
+        a, b = (some[random.choice(len(some), size, replace=False)].astype(np.float64) for some in (x, y))
         within = _kernel(a, a), _kernel(b, b)
         between = _kernel(a, b).mean()
         values.append(sum((k.sum() - np.trace(k)) / (size * (size - 1)) for k in within) - 2 * between)

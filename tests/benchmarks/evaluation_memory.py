@@ -4,10 +4,10 @@
     python tests/benchmarks/evaluation_memory.py --normals 250 2500 --extractor lite0
 
 The runs are the null generator's, of a pool of surfaces that differ in a few pixels; every sample is looked at.
-Peak resident memory, in MB, is what the kernel says (VmHWM) of the driver and of its largest Ray worker. The driver
-holds what is known of each sample but its features and pixels; a worker that measures a row of all samples holds
-their features, whose number `samples_per_cell` bounds. (Classifiers, left out here, bring as many samples' pixels
-into the driver as they look at.)
+Peak resident memory, in MB, is what the kernel says (VmHWM) of the driver and of its largest Ray worker.
+The driver holds what is known of each sample but its features and pixels; a worker that measures a row of all
+samples their features, whose number `samples_per_cell` bounds. (Classifiers, left out here, bring as many
+samples' pixels into the driver as they look at.)
 """
 
 import argparse
