@@ -9,13 +9,16 @@ import pytest
 from factories import write_run, write_split_set
 
 from raygen import storage
+from raygen.data.runs import read_columns
 from raygen.demo import CHECKPOINT
 from raygen.errors import UserError
 from raygen.evaluate import on_ray
 from raygen.evaluate.config import EvaluateConfig
 from raygen.evaluate.job import METRICS, REPORT, SCHEMA, evaluate
+from raygen.evaluate.memorisation import NUM_COPIES
 from raygen.evaluate.report import Metrics
 from raygen.generate.config import GenerateConfig
+from raygen.surfaces import PRODUCTS
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -83,6 +86,13 @@ def test_an_evaluation_from_runs_to_report_and_again(s3_uri: str, monkeypatch: p
     assert everything.num_real == 3 * 2 * 5
     assert rows[None, "woven_fabric", "spots", "test"].num_images == 3
     assert everything.kid > rows[None, "all", "all", "test"].kid
+    assert everything.kid_low is not None
+    assert everything.kid_high is not None
+    assert everything.kid_low <= everything.kid <= everything.kid_high
+    assert {(copied.run, copied.product in PRODUCTS) for copied in metrics.memorisation} == {
+        ("ours", True),
+        ("tar", True),
+    }
     single = rows["ours", "woven_fabric", "spots", "latent"]
     assert single.clustered is not None
     assert [(d.condition, len(d.errors)) for d in metrics.downstream] == [("trad-aug", 2), ("mix", 2)]
@@ -131,3 +141,39 @@ def test_a_sample_that_is_gone_is_one_line(s3_uri: str) -> None:
     with pytest.raises(UserError, match=r"run/shards/00000/.*png: gone; .*`raygen verify") as caught:
         evaluate(config, lambda line: None)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_planted_copy_tops_the_panel(s3_uri: str) -> None:
+    """Distances by a network of the set's own, trained once."""
+    write_split_set(f"{s3_uri}/set", {"train": (4, 6), "test": (2, 4)})
+    pool = write_pool_of(s3_uri)
+    config = GenerateConfig(pool=pool, output=f"{s3_uri}/run", checkpoint=CHECKPOINT, layout="png")
+    (shard,) = write_run(config).shards
+    row = read_columns(config.output, shard, ("sample_id", "product", "defect_type")).to_pylist()[10]
+    cell = f"{s3_uri}/set/{row['product']}/{row['defect_type']}"
+    photo = next(
+        entry.uri
+        for entry in storage.list_files(cell)
+        if "/train-" in entry.uri and not entry.uri.endswith("_mask.png")
+    )
+    storage.put(
+        f"{config.output}/{shard.file.removesuffix('metadata.parquet')}{row['sample_id']}.png",
+        storage.read(photo),
+    )
+    changes = {
+        "runs": {"ours": config.output},
+        "features": {"extractor": "own", "perceptual": "none"},
+        "downstream": {"conditions": []},
+    }
+    lines: list[str] = []
+    metrics = evaluate(config_of(s3_uri, **changes), lines.append)
+    assert metrics.names["kid"] == "KID-Own"
+    assert len(metrics.memorisation) == NUM_COPIES
+    first, second, *_ = metrics.memorisation
+    assert (first.sample_id, first.photo) == (row["sample_id"], photo)
+    assert first.ratio == pytest.approx(0, abs=0.01)
+    assert second.ratio > first.ratio
+    assert 'alt="ours: likely copies above' in storage.read(f"{s3_uri}/report/{REPORT}").decode()
+    assert evaluate(config_of(s3_uri, **changes), lines.append) == metrics
+    assert len([line for line in lines if line.startswith("training a network")]) == 1

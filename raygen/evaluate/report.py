@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from raygen.evaluate.distances import Distance
 from raygen.evaluate.downstream import Fit, FitResult
+from raygen.evaluate.memorisation import Copied
 from raygen.evaluate.probe_verdict import ProbeOutcome
 
 SCHEMA_VERSION = 2
@@ -63,6 +64,7 @@ class Metrics(BaseModel):
     photos: dict[str, dict[str, int]]  # split -> product/type -> real photos
     runs: dict[str, RunSummary]
     distances: tuple[Distance, ...]
+    memorisation: tuple[Copied, ...] = ()  # the samples of each run that are most likely copies
     downstream: tuple[Downstream, ...]
     probe: ProbeOutcome | None = None
     verdict: tuple[str, ...]
@@ -92,8 +94,8 @@ def _sum_group(fit: Fit, group: Sequence[FitResult]) -> Downstream:
     )
 
 
-def render(metrics: Metrics, sheets: Mapping[str, bytes]) -> str:
-    """The page, self-contained: tables, plots, sheets (name -> PNG), settings."""
+def render(metrics: Metrics, sheets: Mapping[str, bytes], copies: Mapping[str, bytes] | None = None) -> str:
+    """The page, self-contained: tables, plots, sheets (name -> PNG), likely copies (run -> PNG), settings."""
     from jinja2 import Environment
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -104,6 +106,7 @@ def render(metrics: Metrics, sheets: Mapping[str, bytes]) -> str:
         errors=_error_table(metrics.downstream),
         plots={name: figure for name, figure in _plots(metrics).items() if figure},
         sheets=sheets,
+        copies=copies or {},
         settings=json.dumps(metrics.settings, indent=2, ensure_ascii=False),
     )
 

@@ -21,7 +21,7 @@ from raygen.evaluate.config import ProbeConfig
 from raygen.evaluate.probe import balance
 from raygen.evaluate.probe_fits import SYNTHETIC_SHARE, draw
 from raygen.evaluate.probe_plan import Setting
-from raygen.evaluate.samples import read_pixels_and_masks
+from raygen.evaluate.samples import read_masks, read_pixels
 from raygen.pretrained import Lite0, to_rgb
 from raygen.records import NORMAL, digest
 
@@ -280,10 +280,9 @@ def _samples(data: SegmentationInput, setting: Setting) -> Pictures:
             continue
         run = data.runs[part]
         for shard in run.shards:
-            names, pixels, masks = read_pixels_and_masks(
-                run.uri, shard, set(cell_of), data.image_size, data.channels
-            )
-            found.append(_with_defect(names, pixels, masks, cell_of))
+            names, pixels = read_pixels(run.uri, shard, set(cell_of), data.image_size, data.channels)
+            _, masks = read_masks(run.uri, shard, set(cell_of), data.image_size)
+            found.append(_with_defect(names, pixels, masks > 0, cell_of))
     return Pictures(*(np.concatenate(fields) for fields in zip(*found, strict=True)))
 
 
