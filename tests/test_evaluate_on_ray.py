@@ -40,6 +40,7 @@ def config_of(s3_uri: str, **changes: Any) -> EvaluateConfig:
             "epochs": 1,
             "batch": 16,
         },
+        "probe": {"conditions": []},
         "compute": {"gpus_per_actor": 0},
         **changes,
     }
@@ -72,7 +73,17 @@ def test_an_evaluation_from_runs_to_report_and_again(s3_uri: str, monkeypatch: p
             )
         )
     lines: list[str] = []
-    metrics = evaluate(config_of(s3_uri), lines.append)
+    probe = {
+        "runs": ["ours"],
+        "mixes": {"half": {"ours": 0.5, "copy-paste": 0.5}},
+        "real_defects": [2],
+        "amounts": [1, 2],
+        "amount": 1,
+        "seeds": 1,
+        "max_samples": 6,
+        "input_size": 32,
+    }
+    metrics = evaluate(config_of(s3_uri, probe=probe), lines.append)
 
     # Every row of the tables is there, and the same samples have the same distances whatever their layout.
     assert len(metrics.distances) == 4 * 3 * (2 + 2 * 3)
@@ -98,6 +109,30 @@ def test_an_evaluation_from_runs_to_report_and_again(s3_uri: str, monkeypatch: p
     assert [(d.condition, len(d.errors)) for d in metrics.downstream] == [("trad-aug", 2), ("mix", 2)]
     assert metrics.downstream[1].num_synthetic == 3 * 2 * 1
 
+    # The probe has tested every photo by every setting, and its verdict stands before all else.
+    assert metrics.probe is not None
+    assert (metrics.probe.num_defects, metrics.probe.num_normals) == (3 * 2 * 3, 3 * 4)
+    errors = {(row.name, row.amount, row.few): row for row in metrics.probe.of("error")}
+    of_source = [
+        (f"{s}: {g}", 1, None) for s in ("copy-paste", "ours") for g in ("latent", "reference", "mix")
+    ]
+    curve = [(f"{s}: mix", 2, None) for s in ("copy-paste", "ours", "half")] + [("half: mix", 1, None)]
+    few = [("No-Aug", 0, 2), ("Trad-Aug", 0, 2), ("copy-paste: mix", 1, 2)]
+    assert set(errors) == {("No-Aug", 0, None), ("Trad-Aug", 0, None), *of_source, *curve, *few}
+    assert errors["ours: mix", 2, None].num_samples == 3 * 2 * 6
+    assert {row.name for row in metrics.probe.of("error", verdict=True)} == {
+        "copy-paste: mix",
+        "ours: mix",
+        "half: mix",
+    }
+    assert {row.name for row in metrics.probe.of("dice", verdict=True)} == {
+        "copy-paste: mix",
+        "ours: mix",
+        "half: mix",
+    }
+    assert metrics.verdict[0].startswith("Tested on 18 defects and 12 normals of one split")
+    assert "The smallest gain" in metrics.verdict[0]
+
     # What is written is what is returned, keeps its schema, and needs nothing from elsewhere.
     written = json.loads(storage.read(f"{s3_uri}/report/{METRICS}"))
     jsonschema.validate(written, json.loads(storage.read(f"{s3_uri}/report/{SCHEMA}")))
@@ -117,11 +152,13 @@ def test_an_evaluation_from_runs_to_report_and_again(s3_uri: str, monkeypatch: p
     fits = [entry.uri for entry in storage.list_files(f"{s3_uri}/report/fits")]
     assert len(fits) == 4
     with monkeypatch.context() as patch:
-        patch.setattr(on_ray, "fit_classifiers", refuse)
-        patch.setattr(on_ray, "chain_stages", refuse)
-        assert evaluate(config_of(s3_uri), lines.append) == metrics
+        for work in ("fit_classifiers", "chain_stages", "seconds_to_make"):
+            patch.setattr(on_ray, work, refuse)
+        for work in ("fit_probes", "segment"):
+            patch.setattr(on_ray, work, lambda inputs, *rest: iter([refuse()] if list(inputs) else []))
+        assert evaluate(config_of(s3_uri, probe=probe), lines.append) == metrics
     storage.delete(fits[0])
-    again = evaluate(config_of(s3_uri), lines.append)
+    again = evaluate(config_of(s3_uri, probe=probe), lines.append)
     assert again == metrics
     assert any("4 of 4 classifiers" in line for line in lines)
 
