@@ -84,8 +84,8 @@ class ProbePlan:
         if self.works and len(kinds) < 2:
             missing = "normals" if kinds == {False} else "defects"
             raise UserError(
-                f"defect set {self.config.defects}: no {missing} in its split {self.config.test_split!r} to test a "
-                "probe on; set folds = 5, name the split in test_split, or set probe.conditions = []"
+                f"defect set {self.config.defects}: no {missing} in its split {self.config.test_split!r} to test "
+                "a probe on; set folds = 5, name the split in test_split, or set probe.conditions = []"
             )
 
     def real(self, work: Work) -> RealSet:
