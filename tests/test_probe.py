@@ -284,8 +284,22 @@ def test_samples_made_here_know_no_more_than_the_training_photos(folder: Path) -
     real = RealSet.read(config_of(folder))
     few = Alternative.of("copy-paste", real.with_few(2), 3, seed=1)
     held_out = {photo.uri for photo in real.test + real.val}
-    assert not held_out & {photo.uri for photo in few.defects + few.normals}
-    assert len(few.defects) == 3 * 2 * 2
+    assert not held_out & {photo.uri for photo in few.known + few.normals}
+    assert len(few.known) == 3 * 2 * 2
+    anomalies = Alternative.of("perlin", real, 3, seed=1)
+    assert {photo.defect_type for photo in anomalies.known} == {NORMAL}
+    with pytest.raises(
+        UserError, match="perlin makes anomaly, and the set has scratches, spots; name its types"
+    ):
+        anomalies.make(32, 1)
+
+
+def test_anomalies_made_here_are_of_the_one_type(folder: Path) -> None:
+    real = RealSet.read(config_of(folder, types={"scratches": "anomaly", "spots": "anomaly"}))
+    made = Alternative.of("perlin", real, 3, seed=1).make(32, 1)
+    assert made.masks.any(axis=(1, 2)).sum() > len(made.names) / 2
+    with pytest.raises(UserError, match="'judge' is no family that makes samples"):
+        Alternative.of("judge", real, 3, seed=1)
 
 
 # ------------------------------------------------------------------------------------ augmentation, masks

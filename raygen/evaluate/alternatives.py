@@ -33,7 +33,8 @@ class Alternative(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     family: str
-    defects: tuple[Photo, ...]  # those that it may know
+    known: tuple[Photo, ...]  # those that it takes something of
+    cells: tuple[tuple[str, str], ...]  # product and defect type
     normals: tuple[Photo, ...]  # those that it puts them on
     count: int  # of each cell and mode
     seed: int
@@ -45,15 +46,17 @@ class Alternative(BaseModel):
         Raises:
             UserError: no family that needs no training has this name.
         """
-        recipe = FAMILIES[family].recipe if family in FAMILIES else None
-        if recipe is None or not issubclass(recipe, BankConfig) or not FAMILIES[family].has_masks:
+        if not _is_one(family):
             raise UserError(
                 f"probe.alternatives: {family!r} is no family that makes samples without a training"
             )
+        normals = [p for product in real.products for p in real.of_cell(product, NORMAL)[:count]]
+        defects = [photo for photo in real.train if photo.defect_type != NORMAL]
         return cls(
             family=family,
-            defects=tuple(photo for photo in real.train if photo.defect_type != NORMAL),
-            normals=tuple(p for product in real.products for p in real.of_cell(product, NORMAL)[:count]),
+            known=tuple(defects if FAMILIES[family].takes == "defects" else normals),
+            cells=real.cells,
+            normals=tuple(normals),
             count=count,
             seed=seed,
         )
@@ -62,24 +65,20 @@ class Alternative(BaseModel):
         """Of a sample, unlike any other's."""
         return f"{self.key}/{'/'.join(cell)}/{mode}/{number}"
 
-    @property
-    def cells(self) -> list[tuple[str, str]]:
-        return sorted({(photo.product, photo.defect_type) for photo in self.defects})
-
     @cached_property
     def key(self) -> str:
         """A digest of all that decides the samples, but for their size."""
-        photos = (f"{p.content} {p.defect_type}" for p in self.defects + self.normals)
+        photos = (f"{p.content} {p.defect_type}" for p in self.known + self.normals)
         return digest(self.family, self.count, self.seed, *photos)
 
     def __len__(self) -> int:
         return self.count * len(self.cells) * len(MODES)
 
     def make(self, image_size: int, channels: int) -> Made:
-        """Makes them; none of a defect type of which nothing can be taken.
+        """Makes them; none of a defect type of which nothing is known.
 
         Raises:
-            UserError: nothing can be taken of any of its photos, or one cannot be read.
+            UserError: nothing is known of any, or a photo cannot be read.
         """
         products, defect_types = (tuple(sorted(set(names))) for names in zip(*self.cells, strict=True))
         family = FAMILIES[self.family]
@@ -88,13 +87,19 @@ class Alternative(BaseModel):
             {"defects": "-", "output": "-", "image_size": image_size, "channels": channels}
         )
         collector = family.collector()(config)
-        taken = [(photo, collector.take(photo)) for photo in self.defects]
+        taken = [(photo, collector.take(photo)) for photo in self.known]
         kept = [(photo, one) for photo, one in taken if not one.refused]
         if not kept:
             why = f"{taken[0][0].uri}: {taken[0][1].refused}"
             raise UserError(f"probe.alternatives: {self.family} can take nothing of these defects ({why})")
-        taken_types = {photo.defect_type for photo, _ in kept}
         contents = collector.contents(*map(list, zip(*kept, strict=True)))
+        made_types = {reference.defect_type for reference in contents.references}
+        if not made_types & set(defect_types):
+            raise UserError(
+                f"probe.alternatives: {self.family} makes {', '.join(sorted(made_types))}, and the set has "
+                f"{', '.join(defect_types)}; name its types so, types = {{{defect_types[0]} = "
+                f'"{min(made_types)}"}}'
+            )
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = save_checkpoint(
                 folder,
@@ -119,7 +124,7 @@ class Alternative(BaseModel):
             if not own:
                 continue
             normals = load_photos(own, image_size, channels)
-            for defect_type in (kind for of, kind in self.cells if of == product and kind in taken_types):
+            for defect_type in (kind for of, kind in self.cells if of == product and kind in made_types):
                 for mode in MODES:
                     some = normals[random.integers(len(normals), size=self.count)]
                     seeds = random.integers(2**62, size=self.count)
@@ -129,3 +134,11 @@ class Alternative(BaseModel):
                     pixels.append(made.pixels)
                     masks.append(made.masks)
         return Made(names, np.concatenate(pixels), np.concatenate(masks))
+
+
+def _is_one(name: str) -> bool:
+    """Whether a family takes a bank and makes samples of it."""
+    family = FAMILIES.get(name)
+    if family is None or family.recipe is None or not issubclass(family.recipe, BankConfig):
+        return False
+    return family.has_masks

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from raygen.checkpoint import REFERENCE_CODES, Checkpoint, Reference
 from raygen.data.photo import Photo
+from raygen.data.survey import Kind
 from raygen.errors import UserError
 from raygen.families.photos import DefectSet
 from raygen.families.recipes import BankConfig, FamilyConfig, SamplingConfig, TrainingConfig
@@ -37,6 +38,8 @@ class Family:
     """Whether it knows where its defects are, so that samples have masks and scores, and go through the gate."""
     uses_gpus = True
     """Whether its actors compute on a GPU where there is one."""
+    takes: Kind = "defects"
+    """What a bank is taken of."""
     needs_references = True
     """Whether a reference-guided sample takes a row of the checkpoint's reference bank."""
 

@@ -16,6 +16,7 @@ class PerlinConfig(BankConfig):
 
 class Perlin(Family):
     recipe = PerlinConfig
+    takes = "normals"
     uses_gpus = False
 
     def collector(self) -> type[Collector]:

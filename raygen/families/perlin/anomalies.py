@@ -61,12 +61,10 @@ class PerlinGenerator(TakesPhotographs):
     """Latent-guided, the texture is the normal's own; reference-guided, that of a normal in the bank."""
 
     def make(self, views: Views, request: SampleRequest, seeds: np.ndarray) -> Made:
-        chosen, sources, model = np.full(len(seeds), -1), views.pixels, self.checkpoint.config.model
+        rows, sources, model = np.full(len(seeds), -1), views.pixels, self.checkpoint.config.model
         if request.mode == "reference":
-            chosen = choose_references(
-                self.references, self.config, request.defect_type, seeds, views.products
-            )
-            sources = self.bank["textures"][chosen]
+            rows = choose_references(self.references, self.config, request.defect_type, seeds, views.products)
+            sources = self.bank["textures"][rows]
         randoms = [stream(seed) for seed in seeds]
         noise = np.stack([perlin_noise(random, sources.shape[1]) for random in randoms])
         opacity = np.array([r.uniform(*model["opacity"]) for r in randoms], np.float32)[:, None, None]
@@ -80,4 +78,4 @@ class PerlinGenerator(TakesPhotographs):
         pixels = (views.pixels + layers).round().astype(np.uint8)
         scores = np.where(self.config.masks, pixel_scores(pixels, views.pixels, masks), np.float32(np.nan))
         layers = layers.transpose(0, 3, 1, 2) / 127.5 if self.config.composition == "residual" else None
-        return Made(pixels, layers, masks * np.uint8(255), scores, chosen)
+        return Made(pixels, layers, masks * np.uint8(255), scores, rows)
