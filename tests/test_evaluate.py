@@ -23,9 +23,11 @@ from raygen.evaluate.distances import ALL, Distance, plan_comparisons
 from raygen.evaluate.downstream import DownstreamData, Fit, Photos, Synthetic, assemble, plan_fits, run_fit
 from raygen.evaluate.features import Lite0Features, PerceptualLite0, extract, perceptual_vector
 from raygen.evaluate.job import dry_run
+from raygen.evaluate.page import render
 from raygen.evaluate.plan import EvaluationPlan
+from raygen.evaluate.plots import kernel_distances
 from raygen.evaluate.real_photos import RealSet
-from raygen.evaluate.report import Metrics, render, sum_fits
+from raygen.evaluate.report import Metrics, sum_fits
 from raygen.evaluate.samples import choose_samples, read_pixels
 from raygen.evaluate.verdict import verdict
 from raygen.generate.config import GenerateConfig
@@ -662,22 +664,15 @@ def test_the_verdict_on_distances_is_of_the_first_run_also_without_a_mix() -> No
 
 
 def test_every_cell_has_its_plot() -> None:
-    from matplotlib.figure import Figure
-
-    cells = [(product, kind) for kind in ("all", "spots") for product in ("all", "A", "B")]
+    cells = [(product, kind) for kind in ("all", "spots") for product in ("all", "A", "B")][:-1]
     rows = [
         distance_of(run, what, 0.1, product).model_copy(update={"defect_type": kind})
         for product, kind in cells
-        if (product, kind) != ("B", "spots")
         for run, what in ((None, "test"), ("ours", "mix"))
     ]
-    metrics = metrics_of(distances=tuple(rows))
-    drawn: list[Figure] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("raygen.evaluate.report._png", lambda figure: drawn.append(figure) or b"png")
-        render(metrics, {})
-    titles = [axis.get_title() for axis in drawn[0].axes if axis.get_visible()]
-    assert titles == [f"{product}, {kind}" for product, kind in cells if (product, kind) != ("B", "spots")]
+    drawn = list(kernel_distances(rows, "KID"))
+    assert [plot.title for plot in drawn] == [f"KID by cell: {product}, {kind}" for product, kind in cells]
+    assert all("real: test 0.1000; ours: mix 0.1000" in plot.alt for plot in drawn)
 
 
 def metrics_of(**changes: Any) -> Metrics:

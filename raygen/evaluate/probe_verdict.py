@@ -196,7 +196,7 @@ def in_words(outcome: ProbeOutcome) -> list[str]:
         lines.append(_what_could_be_told(outcome, task, alone, judged))
         lines += [_line(row, len(judged)) for row in judged]
         lines += _winner(task, judged)
-    lines += _words_of_worth(outcome.worth)
+    lines += words_of_worth(outcome.worth)
     lines += [_words_of_cost(cost) for cost in outcome.costs]
     return lines
 
@@ -250,7 +250,7 @@ def _winner(task: Task, judged: Sequence[Compared]) -> list[str]:
     ]
 
 
-def _words_of_worth(found: Sequence[Worth]) -> Iterable[str]:
+def words_of_worth(found: Sequence[Worth]) -> Iterable[str]:
     for one in found:
         start = f"With {one.few} real defects of each product and type, {one.source}'s samples are worth "
         if one.more is None:
