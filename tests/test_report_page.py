@@ -30,7 +30,7 @@ SOURCES = (
     r"<i>ours$\frac$</i>",
     "_a run whose name is as long as names of runs can be when nobody minds",
 )
-GAINS = dict(zip(SOURCES, (-0.01, -0.06, 0.05), strict=True))
+GAINS: dict[str, float] = dict(zip(SOURCES, (-0.01, -0.06, 0.05), strict=True))
 
 
 def compared(task: Task, kind: str, source: str = "", **changes: Any) -> Compared:
@@ -219,15 +219,15 @@ def test_every_field_of_the_heat_map_has_its_value_and_mark(page: str) -> None:
     others = [row for row in outcome().of("error") if row.few is None and row.kind != "trad-aug"]
     assert len(fields) == len(others) * (len(CELLS) - 1)
     for is_told, _, value in fields:
-        _, low, high = map(float, re.findall(r"[+-][\d.]+", text_of(value).replace("−", "-")))
-        assert bool(is_told) == ("not 0" in value) == (low > 0 or high < 0)
+        _, low, high = map(float, re.findall(r"[+-]\d+\.\d", text_of(value).replace("−", "-")))
+        assert bool(is_told) == ("excludes 0" in value) == (low > 0 or high < 0)
 
 
 def test_what_was_not_done_is_not_on_the_page() -> None:
-    base, run = metrics(), outcome()
+    base, run = metrics().model_copy(update={"distances": (), "verdict": ()}), outcome()
     rows = tuple(row for row in run.rows if row.task == "error" and row.few is None and row.amount in (0, 3))
     small = run.model_copy(update={"rows": rows, "worth": (), "costs": ()})
-    page = render(base.model_copy(update={"probe": small, "verdict": ()}), {})
+    page = render(base.model_copy(update={"probe": small}), {})
     for heading in ("Segmentation", "Costs", "worth in real defects", "over the amount", "over the number"):
         assert heading not in page
     assert "by probes" not in render(base.model_copy(update={"probe": None}), {})

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from raygen.evaluate import plots
 from raygen.evaluate.plots import Plot
-from raygen.evaluate.probe_verdict import Compared, ProbeOutcome, words_of_worth
+from raygen.evaluate.probe_verdict import Compared, ProbeOutcome, Task, words_of_worth
 from raygen.evaluate.report import Downstream, Metrics, condition_name, percent
 from raygen.evaluate.statistics import Interval
 
@@ -26,7 +26,7 @@ def render(metrics: Metrics, sheets: Mapping[str, bytes]) -> str:
     )
     environment.filters.update(
         percent=percent, embed=_embed, share=_share, points=plots.in_points, change=_change, chance=_chance,
-        number=_number, told=plots.told,
+        number=_number, told=plots.told, sentence=plots.sentence,
     )  # fmt: skip
     return environment.get_template("report.html.j2").render(
         m=metrics,
@@ -65,13 +65,16 @@ class _Field(NamedTuple):
     is_told: bool  # its interval excludes 0
 
 
+_TASKS: dict[Task, str] = {"error": "Classification", "dice": "Segmentation"}
+
+
 def _tasks(outcome: ProbeOutcome) -> list[_Task]:
     found = []
-    for task, name in (("error", "Classification"), ("dice", "Segmentation")):
+    for task, name in _TASKS.items():
         rows = outcome.of(task)
         if rows:
-            whole = [row for row in rows if row.few is None]
-            cells = sorted({cell for row in whole for cell in row.cells})
+            whole = _by_source([row for row in rows if row.few is None])
+            cells = list(dict.fromkeys(cell for row in whole for cell in row.cells))
             curves = (plots.over_amount(rows), plots.over_real_defects(rows))
             found.append(
                 _Task(
@@ -80,11 +83,19 @@ def _tasks(outcome: ProbeOutcome) -> list[_Task]:
                     rows=whole,
                     cells=cells,
                     differences=_heat_map(whole, cells),
-                    forest=plots.forest(rows),
+                    forest=plots.forest(whole),
                     curves=[plot for plot in curves if plot],
                 )
             )
     return found
+
+
+def _by_source(rows: Sequence[Compared]) -> list[Compared]:
+    """Each source's together, and those of a guidance by their amount."""
+    sources, guidances = [row.source for row in rows], [row.guidance for row in rows]
+    return sorted(
+        rows, key=lambda row: (sources.index(row.source), guidances.index(row.guidance), row.amount)
+    )
 
 
 def _heat_map(rows: Sequence[Compared], cells: Sequence[str]) -> list[_Differences]:

@@ -17,8 +17,6 @@ LOSSES: Mapping[Task, str] = {"error": "error", "dice": "1 − Dice"}
 TRADITIONAL = "traditional augmentation"
 
 _WIDTH, _DPI = 5.0, 170  # inches: 480 CSS pixels, whose letters of 10 points are still read at 360
-# No names are read as formulas, whatever signs are in them.
-_STYLE = {"text.parse_math": False, "font.size": 10, "axes.titlesize": 10, "legend.fontsize": 9}
 _COLOURS = (
     "#0072b2",
     "#d55e00",
@@ -29,7 +27,7 @@ _COLOURS = (
 )  # told apart by the colour-blind
 _MARKERS = "osD^vP"
 _SHADE = "#e4e4e4"
-_TOLD = {"lower": ("#0072b2", "<"), "higher": ("#c2410c", ">"), "not told": ("#555555", "o")}
+_TOLD = {"lower": ("#0072b2", "<"), "not told": ("#555555", "o"), "higher": ("#c2410c", ">")}
 
 
 class Plot(NamedTuple):
@@ -82,8 +80,8 @@ def forest(rows: Sequence[Compared]) -> Plot | None:
         axis.set_yticks(list(ticks), list(ticks.values()))
         axis.set_ylim(place, -0.8)
         axis.set_xlabel(f"{what} minus that of {TRADITIONAL}, points\n← better      worse →")
-        handles["too small to be told"] = axis.barh([0], [0], color=_SHADE)
-        _legend_below(axis, handles, columns=2)
+        known = {name: handles[name] for name in _TOLD if name in handles}
+        _legend_below(axis, {**known, "too small to be told": axis.barh([0], [0], color=_SHADE)}, columns=2)
 
     said = "; ".join(f"{_label(row)} {in_points(row.points)}, {told(row)}" for row in rows)
     num_places = len(rows) + 1.4 * len(groups)
@@ -115,8 +113,8 @@ def over_amount(rows: Sequence[Compared]) -> Plot | None:
         return None
     ticks = {amount: f"{amount:g}" for curve in curves.values() for amount in curve}
     base = {TRADITIONAL: dict.fromkeys((min(ticks), max(ticks)), alone.loss)} if alone else {}
-    title = f"{LOSSES[rows[0].task].capitalize()} over the amount of samples"
-    return _curves(title, {**base, **curves}, LOSSES[rows[0].task], "samples for each real defect", ticks)
+    along = "samples for each real defect"
+    return _curves("the amount of samples", {**base, **curves}, rows, along, ticks)
 
 
 def over_real_defects(rows: Sequence[Compared]) -> Plot | None:
@@ -136,20 +134,24 @@ def over_real_defects(rows: Sequence[Compared]) -> Plot | None:
     if not curves:
         return None
     ticks = {**{float(count): str(count) for count in counts}, end: "all"}
-    title = f"{LOSSES[rows[0].task].capitalize()} over the number of real defects"
-    return _curves(title, curves, LOSSES[rows[0].task], "real defects of each product and type", ticks)
+    along = "real defects of each product and type"
+    return _curves("the number of real defects", curves, rows, along, ticks)
 
 
 def _curves(
-    title: str,
+    over: str,
     curves: Mapping[str, Mapping[float, Interval]],
-    what: str,
+    rows: Sequence[Compared],
     along: str,
     ticks: Mapping[float, str],
 ) -> Plot:
+    what = LOSSES[rows[0].task]
+    sources = list(dict.fromkeys(row.source for row in rows if row.source))  # each of one colour in all plots
+
     def paint(axis: "Axes") -> None:
         handles = {}
-        for number, (name, curve) in enumerate(curves.items()):
+        for name, curve in curves.items():
+            number = sources.index(name) if name in sources else -1
             colour = "#444444" if name == TRADITIONAL else _COLOURS[number % len(_COLOURS)]
             values, lows, highs = zip(*map(_percents, curve.values()), strict=True)
             line = "--" if name == TRADITIONAL else "-"
@@ -168,7 +170,12 @@ def _curves(
         for name, curve in curves.items()
     )
     alt = f"Curves with 95 % bands: {what} by {along}. {said}."
-    return Plot(title, alt, _draw(paint, 3.2 + 0.22 * len(curves)))
+    return Plot(f"{sentence(what)} over {over}", alt, _draw(paint, 3.2 + 0.22 * len(curves)))
+
+
+def sentence(text: str) -> str:
+    """With a capital first letter, and the others as they are."""
+    return text[:1].upper() + text[1:]
 
 
 def in_points(interval: Interval) -> str:
@@ -269,7 +276,14 @@ def _draw(paint: Callable[["Axes"], None], height: float) -> bytes:
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # not pyplot: no state, no display
 
-    with rc_context(_STYLE):
+    # No name is read as a formula, whatever signs are in it.
+    style: dict[Any, Any] = {
+        "text.parse_math": False,
+        "font.size": 10,
+        "axes.titlesize": 10,
+        "legend.fontsize": 9,
+    }
+    with rc_context(style):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         axis = figure.subplots()
         for side in ("top", "right"):
