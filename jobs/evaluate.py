@@ -1,4 +1,4 @@
-"""ray job submit --working-dir . -- python jobs/evaluate.py jobs/evaluate-quick.toml --set runs.ours=s3://… …"""
+"""ray job submit --working-dir . -- python jobs/evaluate.py jobs/evaluate.toml --set runs.ours=s3://… …"""
 
 import sys
 

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 _EXAMPLES = {
     "train": "dtgan-128.toml",
     "generate": "generate.toml",
-    "evaluate": "evaluate-quick.toml",
+    "evaluate": "evaluate.toml",
     "refresh": "refresh.toml",
 }
 

@@ -728,10 +728,13 @@ def test_the_report_is_one_page_and_its_metrics_keep_their_schema() -> None:
 
     downstream = downstream_of(no_aug=[0.2, 0.3], trad_aug=[0.1, 0.2], mix=[0.1, 0.15])
     metrics = metrics_of(downstream=downstream, verdict=("worse <than> nothing",))
-    page = render(metrics, {"spots": images.encode_png(np.zeros((8, 8, 1), np.uint8))})
+    png = images.encode_png(np.zeros((8, 8, 1), np.uint8))
+    page = render(metrics, {"spots": png}, {"ours": png})
     assert "worse &lt;than&gt; nothing" in page
     assert "15.00 ± 7.07" in page
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 3
+    assert page.count("<img") == page.count('<img alt="') == 3
+    assert 'alt="ours: likely copies above, the real training defects nearest to them below"' in page
     assert "http" not in page
     jsonschema.validate(json.loads(metrics.model_dump_json()), Metrics.model_json_schema())
 
@@ -741,7 +744,8 @@ def test_the_recipe_of_the_papers_protocol_spells_out_the_defaults() -> None:
     assert load_config(EvaluateConfig, "jobs/evaluate-sdi.toml", places) == load_config(
         EvaluateConfig, None, places
     )
-    load_config(EvaluateConfig, "jobs/evaluate-quick.toml", places)
+    for recipe in ("evaluate-quick", "evaluate"):
+        load_config(EvaluateConfig, f"jobs/{recipe}.toml", places)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,13 @@ import scipy.linalg
 from raygen.evaluate.metrics import (
     clustered_distance,
     copy_rate,
+    density_coverage,
     frechet_distance,
     kernel_distance,
-    nearest_distances,
+    kernel_interval,
+    nearest,
     precision_recall,
+    weighted_kernel_distances,
 )
 
 
@@ -103,6 +106,57 @@ def test_kernel_distance_grows_with_the_shift_and_repeats() -> None:
     assert kernel_distance(x, normal(1, 200, 8, shift=0.2), 20, 100, seed=4) != near
 
 
+def test_weights_of_one_give_the_unbiased_estimate() -> None:
+    x, y = normal(0, 30, 6), normal(1, 30, 6, shift=0.5)
+    ones = np.ones((2, 30), int)
+    whole = kernel_distance(x, y, num_subsets=1, subset_size=30).mean
+    np.testing.assert_allclose(weighted_kernel_distances(x, y, ones, ones), whole, rtol=1e-10)
+
+
+def test_weights_count_pairs_of_different_images() -> None:
+    """An image drawn twice is no pair with itself: the sums of the definition, term by term."""
+    x, y = normal(0, 4, 3), normal(1, 5, 3)
+    drawn = [0, 0, 0, 2], [1, 1, 3, 4, 4]
+
+    def mean(a: np.ndarray, b: np.ndarray, rows: list[int], others: list[int], is_one_set: bool) -> float:
+        pairs = [(i, j) for i in rows for j in others if not (is_one_set and i == j)]
+        return float(np.mean([(a[i] @ b[j] / 3 + 1) ** 3 for i, j in pairs]))
+
+    expected = (
+        mean(x, x, drawn[0], drawn[0], True)
+        + mean(y, y, drawn[1], drawn[1], True)
+        - 2 * mean(x, y, *drawn, False)
+    )
+    weights = (np.bincount(rows, minlength=len(s))[None] for rows, s in zip(drawn, (x, y), strict=True))
+    assert weighted_kernel_distances(x, y, *weights)[0] == pytest.approx(expected, rel=1e-12)
+    lone = weighted_kernel_distances(x, y, np.array([[4, 0, 0, 0]]), np.ones((1, 5), int))
+    assert math.isnan(lone[0])
+
+
+def test_the_interval_covers_the_true_distance_about_as_often_as_it_says() -> None:
+    """In one dimension (xy + 1)³ compares the first three moments, in closed form: 3 Δ₁² + 3 Δ₂² + Δ₃²."""
+    mu, sigma, num_trials = 0.5, 0.5, 300
+    true = 3 * mu**2 + 3 * mu**4 + (mu**3 + 3 * mu * sigma**2) ** 2
+    inside = 0
+    for trial in range(num_trials):
+        x = normal(2 * trial, 80, 1, scale=sigma)
+        y = normal(2 * trial + 1, 120, 1, scale=sigma, shift=mu)
+        low, high = kernel_interval(x, y, num_draws=300, seed=trial)
+        inside += low <= true <= high
+    assert 0.87 < inside / num_trials < 0.98
+
+
+def test_the_interval_of_one_distribution_holds_zero_and_shrinks_as_sets_grow() -> None:
+    def interval(rows: int, shift: float) -> tuple[float, float]:
+        return kernel_interval(normal(0, rows, 8), normal(1, rows, 8, shift=shift))
+
+    low, high = interval(200, 0)
+    assert low < 0 < high
+    widths = [high - low for low, high in (interval(50, 0.5), interval(800, 0.5))]
+    assert widths[1] < 0.5 * widths[0]
+    assert interval(50, 0.5) == interval(50, 0.5)
+
+
 # ------------------------------------------------------------------- precision, recall, copies, clusters
 
 
@@ -127,10 +181,40 @@ def test_precision_by_hand() -> None:
     assert found.recall == pytest.approx(3 / 3)  # 19 reaches 16.9 far, −1.5 reaches 3.5
 
 
-def test_nearest_distances() -> None:
+def test_density_and_coverage_by_hand() -> None:
+    """On a line, k = 1: real ones at 0, 1 and 10 reach 1, 1 and 9 far."""
+    real, fake = np.array([[0.0], [1.0], [10.0]]), np.array([[0.5], [1.5], [-3.0], [30.0]])
+    found = density_coverage(real, fake, neighbours=1)
+    assert found.density == pytest.approx((2 + 2 + 0 + 0) / 4)  # 0.5: of 0 and 1; 1.5: of 1 and 10
+    assert found.coverage == pytest.approx(3 / 3)
+    assert density_coverage(real, fake[2:], neighbours=1) == (0, 0)
+
+
+def test_density_and_coverage_by_their_definition() -> None:
+    real, fake, k = normal(0, 300, 4), normal(1, 500, 4, scale=0.7), 5
+    own = np.sort(np.linalg.norm(real[:, None] - real[None], axis=2), axis=1)[:, k]
+    inside = np.linalg.norm(fake[:, None] - real[None], axis=2) <= own
+    found = density_coverage(real, fake, neighbours=k)
+    assert found.density == pytest.approx(inside.sum() / (k * 500))
+    assert found.coverage == pytest.approx(inside.any(axis=0).mean())
+
+
+def test_wild_samples_have_recall_but_neither_density_nor_coverage() -> None:
+    real = normal(0, 400, 4)
+    same = density_coverage(real, normal(1, 400, 4))
+    assert same.density == pytest.approx(1, abs=0.15)
+    assert same.coverage > 0.8
+    wild = density_coverage(real, normal(1, 400, 4, scale=5))
+    assert wild.density < 0.3
+    assert wild.coverage < 0.3
+
+
+def test_nearest() -> None:
     x, y = normal(0, 3000, 6), normal(1, 50, 6)
-    expected = np.linalg.norm(x[:, None] - y[None], axis=2).min(axis=1)
-    np.testing.assert_allclose(nearest_distances(x, y), expected, atol=1e-6)
+    distances = np.linalg.norm(x[:, None] - y[None], axis=2)
+    found = nearest(x, y)
+    np.testing.assert_allclose(found.distance, distances.min(axis=1), atol=1e-6)
+    np.testing.assert_array_equal(found.row, distances.argmin(axis=1))
 
 
 def test_copies_are_counted() -> None:
@@ -164,7 +248,7 @@ def test_only_so_many_of_a_cluster_count() -> None:
     assert clustered_distance(fake, np.zeros((1, 1)), max_cluster=2).mean == pytest.approx(1)
 
 
-@pytest.mark.parametrize("measure", [frechet_distance, kernel_distance, precision_recall])
+@pytest.mark.parametrize("measure", [frechet_distance, kernel_distance, kernel_interval, precision_recall])
 def test_too_few_images_are_refused(measure) -> None:
     with pytest.raises(ValueError, match=r"want"):
         measure(normal(0, 1, 4), normal(1, 50, 4))

@@ -135,7 +135,7 @@ def test_several_chances_are_corrected_as_holm_has_it() -> None:
 
 
 def test_worth_reads_the_curve_of_real_defects_backwards() -> None:
-    curve = {5: 0.4, 10: 0.3, 20: 0.2, 50: 0.22}
+    curve = [(5, 0.4), (10, 0.3), (20, 0.2), (50, 0.22)]
     assert worth(curve, 0.3) == pytest.approx(10)
     assert worth(curve, 0.25) == pytest.approx(np.sqrt(10 * 20))
     assert worth(curve, 0.19) is None

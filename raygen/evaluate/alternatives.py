@@ -76,7 +76,7 @@ class Alternative(BaseModel):
         return self.count * len(self.cells) * len(MODES)
 
     def make(self, image_size: int, channels: int) -> Made:
-        """Makes them.
+        """Makes them; none of a defect type of which nothing can be taken.
 
         Raises:
             UserError: nothing can be taken of any of its photos, or one cannot be read.
@@ -93,6 +93,7 @@ class Alternative(BaseModel):
         if not kept:
             why = f"{taken[0][0].uri}: {taken[0][1].refused}"
             raise UserError(f"probe.alternatives: {self.family} can take nothing of these defects ({why})")
+        taken_types = {photo.defect_type for photo, _ in kept}
         contents = collector.contents(*map(list, zip(*kept, strict=True)))
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = save_checkpoint(
@@ -118,7 +119,7 @@ class Alternative(BaseModel):
             if not own:
                 continue
             normals = load_photos(own, image_size, channels)
-            for defect_type in (kind for of, kind in self.cells if of == product):
+            for defect_type in (kind for of, kind in self.cells if of == product and kind in taken_types):
                 for mode in MODES:
                     some = normals[random.integers(len(normals), size=self.count)]
                     seeds = random.integers(2**62, size=self.count)

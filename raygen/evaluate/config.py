@@ -19,20 +19,29 @@ Condition = Literal["no-aug", "trad-aug", "latent", "reference", "mix"]
 
 
 class FeatureConfig(Config):
-    """The network whose features are compared. "lite0" comes with `pip install 'raygen[evaluate]'`; the others
-    need the package that owns them, and their weights by path or that package's own download."""
+    """What is compared. "lite0" comes with `pip install 'raygen[evaluate]'`; "inception" and "lpips" need the
+    package that owns them, and their weights by path or that package's own download."""
 
-    extractor: Literal["lite0", "inception"] = "lite0"
-    """"inception" is FID's own InceptionV3, of torch-fidelity: `pip install 'raygen[fid]'`. Distances on another
-    network's features are named for it, say KID-Lite0, and comparable only among themselves."""
+    extractor: Literal["auto", "lite0", "inception", "pixels", "own"] = "auto"
+    """"inception" is FID's own InceptionV3, of torch-fidelity: `pip install 'raygen[fid]'`. "own" is a small
+    network that learns the training photos first, a minute; "pixels", grey levels, edges and local contrast: these
+    two have seen no ImageNet. "auto" is "lite0", or "own" where a judge chose samples by ImageNet's features: they
+    are then no longer impartial. Distances are named for their features, say KID-Lite0, and comparable only among
+    themselves."""
     weights: Place | None = None
-    """A file of the extractor's weights. Default: what its package ships or downloads."""
+    """A file of the weights of "lite0" or "inception". Default: what its package ships or downloads."""
     perceptual: Literal["lite0", "lpips", "none"] = "lite0"
     """The distance of clustered LPIPS. "lpips" is LPIPS (AlexNet) itself: `pip install 'raygen[lpips]'`;
     "lite0" is its form on Lite0's layers, without learned weights, and named for it."""
     perceptual_weights: Place | None = None
     """A file of AlexNet's trunk, for "lpips"."""
     batch: Count = 32
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        if self.weights is not None and self.extractor not in ("lite0", "inception"):
+            raise ValueError('weights are of extractor = "lite0" or "inception": name it')
+        return self
 
 
 class DistanceConfig(Config):
@@ -46,7 +55,7 @@ class DistanceConfig(Config):
     kid_subset_size: Annotated[int, Field(ge=2)] = 1000
     """At most: no subset is larger than a set."""
     neighbours: Count = 3
-    """k of precision and recall."""
+    """k of precision, recall, density and coverage."""
     copy_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """A sample is as close as a copy if it is nearer to a training defect than all but this share of the real
     test defects are."""

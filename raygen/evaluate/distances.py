@@ -1,18 +1,26 @@
 """The distances of runs from the real training defects, cell by cell, and their floors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from raygen.evaluate.config import DistanceConfig
-from raygen.evaluate.metrics import Features, copy_rate, frechet_distance, kernel_distance, precision_recall
+from raygen.evaluate.metrics import (
+    Features,
+    copy_rate,
+    density_coverage,
+    frechet_distance,
+    kernel_distance,
+    kernel_interval,
+    precision_recall,
+)
 from raygen.evaluate.samples import GUIDANCES, Guidance
-from raygen.records import NORMAL
 
 ALL = "all"
 """Every product, or every defect type."""
+
+_FEWEST_TO_BOOTSTRAP = 10  # images on a side: the draws of fewer are too much alike
 
 What = Literal[Guidance, "test", "normal"]
 
@@ -31,8 +39,12 @@ class Distance(BaseModel):
     frechet: float
     kid: float
     kid_std: float  # over subsets
+    kid_low: float | None = None  # 95 % interval of a bootstrap over the images; None where a side has few
+    kid_high: float | None = None
     precision: float | None  # None where a set is too small
     recall: float | None
+    density: float | None = None  # as are these
+    coverage: float | None = None
     copy_rate: float | None  # None without held-out defects
     clustered: float | None = None  # clustered LPIPS; of single cells only
     clustered_nonempty: float | None = None
@@ -73,19 +85,6 @@ def plan_comparisons(
     return rows
 
 
-RealFeatures = Mapping[tuple[str, str, str], Features]
-"""(split, product, defect type or normal) -> features (N, D)."""
-
-
-def gather_real(
-    real: RealFeatures, split: str, cells: Sequence[tuple[str, str]], *, normals: bool = False
-) -> Features:
-    """The real features of some cells, or of the normals of their products."""
-    wanted = sorted({(p, NORMAL) for p, _ in cells}) if normals else cells
-    found = [real[split, *cell] for cell in wanted if (split, *cell) in real]
-    return np.concatenate(found) if found else np.empty((0, 1), np.float32)
-
-
 def measure(
     row: Comparison, images: Features, train: Features, test: Features, config: DistanceConfig, seed: int
 ) -> Distance | None:
@@ -101,8 +100,12 @@ def measure(
     if min(len(images), len(train)) < 2:
         return None
     kid = kernel_distance(images, train, config.kid_subsets, config.kid_subset_size, seed)
+    interval = None
+    if min(len(images), len(train)) >= _FEWEST_TO_BOOTSTRAP:
+        interval = kernel_interval(images, train, seed=seed)
     enough = min(len(images), len(train)) > config.neighbours
     found = precision_recall(train, images, config.neighbours) if enough else None
+    local = density_coverage(train, images, config.neighbours) if enough else None
     has_limit = len(test) > 0 and row.what != "test"
     return Distance(
         **row._asdict(),
@@ -111,7 +114,11 @@ def measure(
         frechet=frechet_distance(images, train),
         kid=kid.mean,
         kid_std=kid.std,
+        kid_low=interval.low if interval else None,
+        kid_high=interval.high if interval else None,
         precision=found.precision if found else None,
         recall=found.recall if found else None,
+        density=local.density if local else None,
+        coverage=local.coverage if local else None,
         copy_rate=copy_rate(images, train, test, config.copy_quantile) if has_limit else None,
     )

@@ -1,4 +1,4 @@
-"""Images to features: the networks whose features are compared, behind one small protocol.
+"""Images to features: what is compared, behind one small protocol.
 
 A distance is named for its network: "FID" and "KID" are those on InceptionV3's features; any other says what it
 is made of, say "KID-Lite0"."""
@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from raygen import images
 from raygen.errors import UserError
 from raygen.evaluate.config import FeatureConfig
+from raygen.evaluate.own_features import OwnFeatures
+from raygen.evaluate.pixel_features import PixelFeatures
 from raygen.extras import require
 from raygen.pretrained import Lite0, Lite0Features, local_file, parse_weights, read_weights, sha256, to_rgb
 from raygen.records import digest
 
 
 class Extractor(Protocol):
-    """A network that turns images into features."""
+    """What turns images into features."""
 
     name: str  # names its distances
     digest: str  # of all that decides the features: weights and preprocessing
@@ -126,6 +128,8 @@ def perceptual_vector(h: Tensor, scale: Tensor | float = 1.0) -> Tensor:
 EXTRACTORS: dict[str, Callable[[str | None, torch.device], Extractor]] = {
     "lite0": Lite0Features,
     "inception": Inception,
+    "pixels": PixelFeatures,
+    "own": OwnFeatures,
 }
 PERCEPTUAL: dict[str, Callable[[str | None, torch.device], Extractor]] = {
     "lite0": PerceptualLite0,

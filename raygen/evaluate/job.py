@@ -12,6 +12,7 @@ from raygen.evaluate.config import EvaluateConfig
 from raygen.evaluate.distance_table import DistanceTable
 from raygen.evaluate.distances import Distance
 from raygen.evaluate.downstream import FitResult
+from raygen.evaluate.memorisation import Copied, draw_copies
 from raygen.evaluate.page import render
 from raygen.evaluate.plan import EvaluationPlan
 from raygen.evaluate.probe_plan import ProbePlan
@@ -55,15 +56,15 @@ def evaluate(config: EvaluateConfig, say: Callable[[str], None] = print) -> Metr
     from raygen.on_ray import connected
 
     with connected():
-        distances = table.measure()
+        distances, copies = table.measure(), table.copies()
         probed = probe(plan.probe, probes, pixels)
         results = fits.train()
-        sheets = sample_sheets(plan)
-    metrics = _sum_up(plan, table.names, distances, results, probed)
+        sheets, panels = sample_sheets(plan), draw_copies(plan, copies)
+    metrics = _sum_up(plan, table.names, distances, copies, results, probed)
     storage.put(storage.join(config.output, METRICS), metrics.model_dump_json(indent=1).encode())
     schema = json.dumps(Metrics.model_json_schema(), indent=1)
     storage.put(storage.join(config.output, SCHEMA), schema.encode())
-    storage.put(storage.join(config.output, REPORT), render(metrics, sheets).encode())
+    storage.put(storage.join(config.output, REPORT), render(metrics, sheets, panels).encode())
     for line in metrics.verdict:
         say(line)
     say(f"done in {duration(time.monotonic() - started)}; look at {storage.join(config.output, REPORT)}")
@@ -100,6 +101,7 @@ def _sum_up(
     plan: EvaluationPlan,
     names: dict[str, str],
     distances: list[Distance],
+    copies: list[Copied],
     results: list[FitResult],
     probed: ProbeOutcome | None,
 ) -> Metrics:
@@ -126,6 +128,7 @@ def _sum_up(
             for name, one in plan.chosen.items()
         },
         distances=tuple(distances),
+        memorisation=tuple(copies),
         downstream=downstream,
         probe=probed,
         verdict=(*(in_words(probed) if probed else ()), *verdict(distances, downstream, names)),

@@ -1,12 +1,14 @@
 """The evaluation on Ray: features through an actor pool, then many small computations side by side.
 
-Features are streamed by shard and kept by the digests of shard and extractor: the driver sees those that it
-asks for, and an evaluation that goes on extracts nothing twice."""
+Features are streamed by shard and kept by the digests of shard and extractor, and then lie in the cluster's
+memory: the driver holds names and numbers, never features. Pixels it holds of a few samples to show; the
+classifiers' alone are all there."""
 
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +17,16 @@ import torch
 from ray.exceptions import RayTaskError
 
 from raygen.config import ActorPoolConfig
+from raygen.data.photo import Photo
 from raygen.errors import UserError
 from raygen.evaluate.alternatives import Alternative
+from raygen.evaluate.clusters import Clustering, measure_clustering
 from raygen.evaluate.config import DownstreamConfig, FeatureConfig, ProbeConfig
 from raygen.evaluate.downstream import DownstreamData, Fit, FitResult, run_fit
 from raygen.evaluate.feature_cache import Cache, Source
-from raygen.evaluate.features import PERCEPTUAL, Extractor, extract
-from raygen.evaluate.metrics import ClusteredDistance, clustered_distance
+from raygen.evaluate.features import Extractor, extract
+from raygen.evaluate.metrics import ClusteredDistance
+from raygen.evaluate.own_features import train_own
 from raygen.evaluate.probe_fits import ProbeInput, ProbeResult, fit_probes_of
 from raygen.evaluate.samples import Chosen, Sample, read_pixels
 from raygen.evaluate.segmentation import SegmentationInput, SegmentationResult, segment_all
@@ -30,8 +35,20 @@ from raygen.relay import tells
 from raygen.resources import plan_resources
 
 T = TypeVar("T")
+G = TypeVar("G")
 
 Build = Callable[[torch.device], Extractor]
+
+
+def train_extractor(photos: Sequence[Photo], image_size: int, channels: int, seed: int) -> bytes:
+    """`train_own`, in a task: its weights."""
+    ((_, weights),) = run_tasks(_train_own, [(photos, image_size, channels, seed)], num_cpus=1)
+    return weights
+
+
+def _train_own(photos: Sequence[Photo], image_size: int, channels: int, seed: int) -> bytes:
+    torch.set_num_threads(1)
+    return train_own(photos, image_size, channels, seed)
 
 
 def extract_features(
@@ -129,6 +146,71 @@ def _unpack(batch: pa.Table, kind: type[np.generic]) -> np.ndarray:
     return values.reshape(batch["shape"][0].as_py())
 
 
+class Placed(NamedTuple):
+    """Features that lie in the cluster, not in this process: the first `num` rows of an array (N, D)."""
+
+    features: ray.ObjectRef
+    num: int
+
+    def first(self, num: int) -> "Placed":
+        """At most so many."""
+        return Placed(self.features, min(num, self.num))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Features one after the other; a task reads them as one array."""
+
+    parts: tuple[Placed, ...]
+
+    def __len__(self) -> int:
+        return sum(part.num for part in self.parts)
+
+    def read(self) -> np.ndarray:
+        """float32 (N, D)."""
+        arrays = ray.get([part.features for part in self.parts])
+        cut = [array[: part.num] for array, part in zip(arrays, self.parts, strict=True)]
+        return np.concatenate(cut) if cut else np.empty((0, 1), np.float32)
+
+
+def place_features(
+    cache: Cache, wanted: Mapping[str, tuple[Sequence[str], Mapping[G, Sequence[str]]]]
+) -> dict[str, dict[G, Placed]]:
+    """Features out of the cache into the cluster's memory, a task for each set of them.
+
+    Args:
+        cache: where they are.
+        wanted: of each set the keys that hold it, and the names of each group of its images.
+    """
+    placed: dict[str, dict[G, Placed]] = {}
+    for name, (keys, groups) in wanted.items():
+        task = _remote(_gather, num_cpus=1).options(num_returns=len(groups))
+        refs: Any = task.remote(cache, keys, list(groups.values()))
+        refs = refs if len(groups) > 1 else [refs]
+        parts = zip(groups.items(), refs, strict=True)
+        placed[name] = {group: Placed(ref, len(names)) for (group, names), ref in parts}
+    refs = [one.features for groups in placed.values() for one in groups.values()]
+    ray.wait(refs, num_returns=len(refs), fetch_local=False)  # else tasks that read them hold CPUs and wait
+    return placed
+
+
+def _gather(cache: Cache, keys: Sequence[str], groups: Sequence[Sequence[str]]) -> Any:
+    found = cache.gather(keys, groups)
+    return found if len(groups) > 1 else found[0]
+
+
+def run_on_features(
+    function: Callable[..., T], arguments: Iterable[tuple[Any, ...]]
+) -> Iterator[tuple[int, T]]:
+    """`run_tasks` for a function of features, (N, D), which are given it as Selections."""
+    todo = ((function, *values) for values in arguments)
+    yield from run_tasks(_on_features, todo, num_cpus=1)
+
+
+def _on_features(function: Callable[..., T], *values: Any) -> T:
+    return function(*(value.read() if isinstance(value, Selection) else value for value in values))
+
+
 def run_tasks(
     function: Callable[..., T], arguments: Iterable[tuple[Any, ...]], num_cpus: float, num_gpus: float = 0
 ) -> Iterator[tuple[int, T]]:
@@ -140,8 +222,7 @@ def run_tasks(
     Raises:
         UserError: that a task raised.
     """
-    options: Any = {"num_cpus": num_cpus, "num_gpus": num_gpus, "runtime_env": {"env_vars": ALLOCATOR}}
-    task = ray.remote(**options)(function)
+    task = _remote(function, num_cpus, num_gpus)
     most = 2 * max(1, int(ray.cluster_resources().get("CPU", 1) / num_cpus))
     running: dict[ray.ObjectRef, int] = {}
     todo = iter(enumerate(arguments))
@@ -162,44 +243,68 @@ def run_tasks(
         yield running.pop(ready), result
 
 
+def _remote(function: Callable[..., Any], num_cpus: float, num_gpus: float = 0) -> Any:
+    options: Any = {"num_cpus": num_cpus, "num_gpus": num_gpus, "runtime_env": {"env_vars": ALLOCATOR}}
+    return ray.remote(**options)(function)
+
+
 def read_samples(
-    chosen: Mapping[str, Chosen], wanted: Iterable[tuple[str, Sample]], image_size: int, channels: int
+    chosen: Mapping[str, Chosen],
+    wanted: Iterable[tuple[str, Sample]],
+    image_size: int,
+    channels: int,
+    read: Callable[..., tuple[list[str], np.ndarray]] = read_pixels,
 ) -> dict[tuple[str, str], np.ndarray]:
-    """Pixels of samples, uint8 (H, W, C), by run and sample id; all of them, in this process."""
+    """Pixels of samples, uint8 (H, W, C), by run and sample id; all of them, in this process.
+
+    Args:
+        chosen: the runs.
+        wanted: run and sample.
+        image_size, channels: the samples' own.
+        read: `read_pixels`, or another function of the same arguments.
+    """
     by_shard: dict[tuple[str, int], set[str]] = {}
     for run, sample in wanted:
         by_shard.setdefault((run, sample.shard), set()).add(sample.sample_id)
-    shards = {(run, shard.shard): shard for run, one in chosen.items() for shard in one.manifest.shards}
     parts = sorted(by_shard.items())
-    arguments = ((chosen[key[0]].uri, shards[key], ids, image_size, channels) for key, ids in parts)
+    arguments = (
+        (chosen[run].uri, chosen[run].shards[shard], ids, image_size, channels) for (run, shard), ids in parts
+    )
     found: dict[tuple[str, str], np.ndarray] = {}
-    for number, (names, pixels) in run_tasks(read_pixels, arguments, num_cpus=1):
+    for number, (names, pixels) in run_tasks(read, arguments, num_cpus=1):
         (run, _), _ = parts[number]
         found.update(zip([(run, name) for name in names], pixels, strict=True))
     return found
 
 
 def measure_clusters(
-    arguments: Iterable[tuple[Any, ...]], count: int, compute: ActorPoolConfig
-) -> Iterator[tuple[int, ClusteredDistance]]:
-    """Clustered LPIPS of samples among real defects, both uint8 (N, H, W, C); yields the number of each and what
-    came of it, as it is done.
+    clusterings: Iterable[Clustering],
+    count: int,
+    size: tuple[int, int],
+    config: FeatureConfig,
+    max_cluster: int,
+    compute: ActorPoolConfig,
+) -> Iterator[tuple[int, list[ClusteredDistance]]]:
+    """Clustered LPIPS, in tasks that read the pixels themselves; yields the number of each and what came of it,
+    one for each of its sets, as it is done.
 
     Args:
-        arguments: of each the samples, the real ones, the recipe of features, and how many of a cluster count.
+        clusterings: what is clustered.
         count: how many there are.
-        compute: how they share the cluster.
+        size: image_size and channels: the samples' own.
+        config: the recipe of features.
+        max_cluster: how many of a cluster count.
+        compute: how tasks share the cluster.
     """
     resources = plan_resources(compute, living_nodes(), count)
+    arguments = ((one, size, config, max_cluster) for one in clusterings)
     yield from run_tasks(_measure_clusters, arguments, resources.cpus_per_actor, resources.gpus_per_actor)
 
 
 def _measure_clusters(
-    fake: np.ndarray, real: np.ndarray, config: FeatureConfig, max_cluster: int
-) -> ClusteredDistance:
-    extractor = PERCEPTUAL[config.perceptual](config.perceptual_weights, _device())
-    vectors = (extract(extractor, pixels, config.batch) for pixels in (fake, real))
-    return clustered_distance(*vectors, max_cluster=max_cluster)
+    clustering: Clustering, size: tuple[int, int], config: FeatureConfig, max_cluster: int
+) -> list[ClusteredDistance]:
+    return measure_clustering(clustering, *size, config, max_cluster, _device())
 
 
 def fit_classifiers(

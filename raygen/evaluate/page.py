@@ -17,8 +17,8 @@ from raygen.evaluate.statistics import Interval
 _BETTER, _WORSE = (86, 180, 233), (230, 159, 0)  # sky blue and orange: black is read on both
 
 
-def render(metrics: Metrics, sheets: Mapping[str, bytes]) -> str:
-    """The page, self-contained: tables, plots, sheets (name -> PNG), settings."""
+def render(metrics: Metrics, sheets: Mapping[str, bytes], copies: Mapping[str, bytes] | None = None) -> str:
+    """The page, self-contained: tables, plots, sheets (name -> PNG), likely copies (run -> PNG), settings."""
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(
@@ -36,6 +36,7 @@ def render(metrics: Metrics, sheets: Mapping[str, bytes]) -> str:
         error_plots=list(plots.errors(metrics.downstream)),
         distance_plots=list(plots.kernel_distances(metrics.distances, metrics.names.get("kid", ""))),
         sheets=sheets,
+        copies=copies or {},
         settings=json.dumps(metrics.settings, indent=2, ensure_ascii=False),
     )
 

@@ -53,6 +53,17 @@ class EvaluationPlan:
             real.check_held_out()
         return plan
 
+    @property
+    def judged(self) -> list[str]:
+        """The runs with distances whose samples a judge chose, by ImageNet's features."""
+        return [name for name in self.config.distance_runs if self.chosen[name].run.judge is not None]
+
+    @property
+    def extractor(self) -> str:
+        """What distances are measured by; never "auto"."""
+        asked = self.config.features.extractor
+        return asked if asked != "auto" else "own" if self.judged else "lite0"
+
     @cached_property
     def comparisons(self) -> list[Comparison]:
         """The rows of the distance table; those of a run only where it has samples of all their cells."""
@@ -117,8 +128,15 @@ class EvaluationPlan:
             "Distances between sets of different sizes are not comparable as such: a Fréchet distance grows as "
             "sets shrink. Compare rows with like numbers, and the kernel distance first.",
         ]
-        if self.config.features.extractor != "inception":
-            found.append("The distances are not FID and KID: their features are another network's.")
+        if self.extractor != "inception":
+            found.append("The distances are not FID and KID: their features are others.")
+        if self.extractor == "own":
+            found.append(
+                "The distances are by a network that learned the training photos, which it therefore knows better "
+                "than any others: hold them against the floor, the held-out defects, not against 0."
+            )
+        if self.judged:
+            found.append(_of_judged(self.judged, self.extractor, self.config.features.perceptual))
         test = count_cells(self.real.test)
         few = [f"{'/'.join(cell)} {count}" for cell, count in test.items() if count < _FEW_PHOTOS]
         if few:
@@ -163,3 +181,12 @@ def _fold_of_all(names: Sequence[str], runs: Mapping[Paired, Chosen], num_folds:
         )
         raise UserError(f"runs: no fold that all of them have left out ({told})")
     return folds[0]
+
+
+def _of_judged(runs: list[str], extractor: str, perceptual: str) -> str:
+    """What a judge's choice means for distances."""
+    told = f"{', '.join(runs)}: a judge chose the samples by ImageNet's features; "
+    if extractor in ("lite0", "inception"):
+        return f'{told}distances by them favour these runs. Take features.extractor = "own" or "pixels".'
+    also = "" if perceptual == "none" else " Clustered LPIPS is ImageNet's all the same."
+    return f"{told}distances are by others, which neither generation nor gate has seen.{also}"

@@ -127,7 +127,7 @@ def _calibrated(probe: Probe, val: Labelled, of_val: Floats, num_classes: int) -
     def loss(log_temperature: float) -> float:
         return _loss(scipy.special.log_softmax(logits / np.exp(log_temperature), axis=1), classes, of_val)
 
-    found = scipy.optimize.minimize_scalar(loss, bounds=(-2.5, 2.5), method="bounded")
+    found = scipy.optimize.minimize_scalar(loss, bounds=(-7, 7), method="bounded")
     return Probe(
         probe.mean,
         probe.deviation,

@@ -77,7 +77,7 @@ def fit_probes_of(data: ProbeInput, cache: Gathers, config: ProbeConfig) -> list
         for features, group in zip(cache.gather(data.keys, [g.names for g in groups]), groups, strict=True)
     ]
     real, augmented, val, test = found[:4]
-    samples = dict(zip(flat, found[4:], strict=True))
+    samples = {key: _made(some) for key, some in zip(flat, found[4:], strict=True)}
     results = []
     for setting in data.settings:
         train = real if setting.kind == "no-aug" else real + augmented
@@ -94,6 +94,12 @@ def fit_probes_of(data: ProbeInput, cache: Gathers, config: ProbeConfig) -> list
         chances = np.round(probe.log_chances(test.features), 4)
         results.append(ProbeResult(chances.tolist(), len(real.cells), num_synthetic, probe.strength))
     return results
+
+
+def _made(samples: Labelled) -> Labelled:
+    """Those that there are: of some defects nothing can be copied."""
+    there = ~np.isnan(samples.features).any(axis=1)
+    return Labelled(samples.features[there], samples.cells[there])
 
 
 def take(

@@ -86,11 +86,17 @@ class ProbePlan:
         """Runs and alternatives that a source is, and their shares."""
         return self.probe.mixes.get(source, {source: 1.0})
 
+    @cached_property
+    def alternatives(self) -> tuple[str, ...]:
+        """Those that have something to copy: defects with masks."""
+        has_masks = any(photo.mask_uri for fold in self.folds for photo in fold.train)
+        return self.probe.alternatives if has_masks and self.guidances else ()
+
     @property
     def sources(self) -> list[str]:
-        return (
-            [*self.probe.alternatives, *self.config.probe_runs, *self.probe.mixes] if self.guidances else []
-        )
+        parts = [*self.alternatives, *self.config.probe_runs]
+        mixes = (name for name, shares in self.probe.mixes.items() if set(shares) <= set(parts))
+        return [*parts, *mixes] if self.guidances else []
 
     @property
     def guidances(self) -> list[Guidance]:
@@ -107,7 +113,7 @@ class ProbePlan:
         """Whether there are samples of all cells of a fold."""
         modes = [mode for mode in MODES if guidance in (mode, "mix")]
         for part in self.parts(source):
-            if part in self.probe.alternatives:
+            if part in self.alternatives:
                 continue
             chosen = self.runs.get((part, fold, few))
             if chosen is None or (few is not None and seed):
@@ -126,7 +132,8 @@ class ProbePlan:
             main = self.guidance_of(source)
             if main is None:
                 continue
-            guidances = [main] if few is not None or source in self.probe.mixes else self.guidances
+            is_main_alone = few is not None or source in self.probe.mixes
+            guidances: list[Guidance] = [main] if is_main_alone else self.guidances
             for guidance in guidances:
                 if self.has(source, fold, few, seed, guidance):
                     yield Setting("samples", source, guidance, self.probe.amount, few)

@@ -173,7 +173,7 @@ def _worth(plan: ProbePlan, rows: Sequence[Compared]) -> Iterable[Worth]:
         return
     for row in errors:
         if row.kind == "samples" and row.few is not None:
-            found = worth(curve, row.loss.value)
+            found = worth(list(curve.items()), row.loss.value)
             yield Worth(
                 source=row.source,
                 few=row.few,

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from raygen.evaluate.distances import Distance
 from raygen.evaluate.downstream import Fit, FitResult
+from raygen.evaluate.memorisation import Copied
 from raygen.evaluate.probe_verdict import ProbeOutcome
 
 SCHEMA_VERSION = 2
@@ -59,6 +60,7 @@ class Metrics(BaseModel):
     photos: dict[str, dict[str, int]]  # split -> product/type -> real photos
     runs: dict[str, RunSummary]
     distances: tuple[Distance, ...]
+    memorisation: tuple[Copied, ...] = ()  # the samples of each run that are most likely copies
     downstream: tuple[Downstream, ...]
     probe: ProbeOutcome | None = None
     verdict: tuple[str, ...]

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -54,14 +55,24 @@ class Chosen:
     cells: Mapping[Cell, Sequence[Sample]]  # each in an order of its own that is as good as random
     learned: Sequence[Learned] | None = None  # what its checkpoint learned from; None where nobody says
 
+    @cached_property
+    def shards(self) -> Mapping[int, ShardStats]:
+        """The run's, by their numbers."""
+        return {shard.shard: shard for shard in self.manifest.shards}
+
     def take(self, cell: tuple[str, str], guidance: Guidance, count: int) -> list[Sample]:
         """The first samples of a product and defect type, at most `count`: of one mode or, for "mix", half of
         either, and no more in all than there are of either mode alone."""
-        of_mode = {mode: self.cells.get((*cell, mode), ()) for mode in MODES}
+        counts = self.count(cell, guidance, count)
+        return [s for mode, number in counts.items() for s in self.cells.get((*cell, mode), ())[:number]]
+
+    def count(self, cell: tuple[str, str], guidance: Guidance, count: int) -> dict[Mode, int]:
+        """How many `take` takes of each mode."""
+        there = {mode: len(self.cells.get((*cell, mode), ())) for mode in MODES}
         if guidance != "mix":
-            return list(of_mode[guidance][:count])
-        count = min(count, *map(len, of_mode.values()))
-        return [*of_mode["latent"][: count // 2], *of_mode["reference"][: count - count // 2]]
+            return {guidance: min(count, there[guidance])}
+        count = min(count, *there.values())
+        return {"latent": count // 2, "reference": count - count // 2}
 
 
 def choose_samples(
@@ -171,40 +182,38 @@ def read_pixels(
     return rows["sample_id"].to_pylist(), pixels
 
 
-def read_pixels_and_masks(
-    uri: str, shard: ShardStats, wanted: Collection[str] | None, image_size: int, channels: int
-) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Likewise with masks, bool (N, image_size, image_size); blank where a sample has none."""
-    names, pixels = read_pixels(uri, shard, wanted, image_size, channels)
+def _window(row: Mapping[str, Any]) -> tuple[int, int, int, int]:
+    x, y, size = row["window_x"], row["window_y"], row["window_size"]
+    return x, y, x + size, y + size
+
+
+def read_masks(
+    uri: str, shard: ShardStats, wanted: Collection[str] | None, image_size: int
+) -> tuple[list[str], np.ndarray]:
+    """The masks of samples, as `read_pixels` gives their pixels: uint8 (N, image_size, image_size), 255 on the
+    defect, else 0; blank where a sample has none."""
     _, rows = _read_rows(uri, shard, wanted, "mask")
-    masks = np.zeros((len(names), image_size, image_size), bool)
+    masks = np.zeros((rows.num_rows, image_size, image_size), np.uint8)
     for index, row in enumerate(rows.to_pylist()):
         if row["mask"] is not None and row["mask"]["bytes"]:
             left, upper, right, lower = _window(row)
-            mask = images.decode_mask(row["mask"]["bytes"]).on[upper:lower, left:right]
-            masks[index] = images.fit_mask(mask, (image_size, image_size))
-    return names, pixels, masks
+            mask = images.decode_photo(row["mask"]["bytes"], 2**31)[upper:lower, left:right, 0]
+            masks[index] = images.resize_mask(mask, image_size)
+    return rows["sample_id"].to_pylist(), masks
 
 
 def _read_rows(
     uri: str, shard: ShardStats, wanted: Collection[str] | None, column: str
 ) -> tuple[Run, pa.Table]:
+    """The run, and of the wanted samples one column of images and what cuts the window out of them."""
     with _files_of(uri):
         run, rows = read_run(uri), read_shard(uri, shard)
     assert run is not None
     rows = rows.select(["sample_id", "product", "window_x", "window_y", "window_size", column])
-    if wanted is not None:
-        rows = rows.take(
-            pa.array(
-                [i for i, name in enumerate(rows["sample_id"].to_pylist()) if name in wanted], pa.int64()
-            )
-        )
-    return run, rows
-
-
-def _window(row: Mapping[str, Any]) -> tuple[int, int, int, int]:
-    x, y, size = row["window_x"], row["window_y"], row["window_size"]
-    return x, y, x + size, y + size
+    if wanted is None:
+        return run, rows
+    places = [i for i, name in enumerate(rows["sample_id"].to_pylist()) if name in wanted]
+    return run, rows.take(pa.array(places, pa.int64()))
 
 
 @contextmanager

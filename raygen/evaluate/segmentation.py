@@ -21,7 +21,7 @@ from raygen.evaluate.config import ProbeConfig
 from raygen.evaluate.probe import balance
 from raygen.evaluate.probe_fits import SYNTHETIC_SHARE, draw
 from raygen.evaluate.probe_plan import Setting
-from raygen.evaluate.samples import read_pixels_and_masks
+from raygen.evaluate.samples import read_masks, read_pixels
 from raygen.pretrained import Lite0, to_rgb
 from raygen.records import NORMAL, digest
 
@@ -157,12 +157,12 @@ def _fit(parts: Sequence[Pixels], of_images: NDArray[np.float64]) -> Classify:
     mean, scale = features.mean(axis=0), features.std(axis=0) + 1e-6
     model = LogisticRegression(C=1 / (4 * _STRENGTH), max_iter=100, tol=1e-3)
     model.fit((features - mean) / scale, defect, sample_weight=weights)
-    return Classify(mean, scale, model.coef_[0].astype(np.float32), float(model.intercept_[0]))
+    return Classify(mean, scale, model.coef_[0].astype(np.float32), float(np.ravel(model.intercept_)[0]))
 
 
 def _threshold(network: "PixelFeatures", classify: Classify, val: Pictures) -> float:
     """The chance from which on a pixel is a defect: that of the best mean Dice on validation photos."""
-    steps: list[float] = np.linspace(0.3, 0.98, 18).tolist()
+    steps = [0.3 + 0.04 * number for number in range(18)]
     found = [
         [dice_of(chances > step, mask) for step in steps] for chances, mask in network.all(classify, val)
     ]
@@ -280,10 +280,9 @@ def _samples(data: SegmentationInput, setting: Setting) -> Pictures:
             continue
         run = data.runs[part]
         for shard in run.shards:
-            names, pixels, masks = read_pixels_and_masks(
-                run.uri, shard, set(cell_of), data.image_size, data.channels
-            )
-            found.append(_with_defect(names, pixels, masks, cell_of))
+            names, pixels = read_pixels(run.uri, shard, set(cell_of), data.image_size, data.channels)
+            _, masks = read_masks(run.uri, shard, set(cell_of), data.image_size)
+            found.append(_with_defect(names, pixels, masks > 0, cell_of))
     return Pictures(*(np.concatenate(fields) for fields in zip(*found, strict=True)))
 
 

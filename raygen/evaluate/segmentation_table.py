@@ -124,18 +124,18 @@ class SegmentationTable:
         for part in {
             part for setting in work.settings if setting.source for part in plan.parts(setting.source)
         }:
-            if part in self.config.probe.alternatives:
-                alternatives[part] = self.probes.alternative(part, work)
-                found = self.probes.names_made(alternatives[part])
+            if part in self.plan.alternatives:
+                alternatives[part] = self.probes.inputs.alternative(part, work)
+                found = self.probes.inputs.names_made(alternatives[part])
             else:
                 chosen = plan.runs[part, work.fold, None]
                 used = {sample.shard for samples in chosen.cells.values() for sample in samples}
                 shards = tuple(shard for shard in chosen.manifest.shards if shard.shard in used)
                 runs[part] = RunSamples(uri=chosen.uri, shards=shards)
-                found = self.probes.names_chosen(chosen)
+                found = self.probes.inputs.names_chosen(chosen)
             names[part] = {mode: some.names for mode, some in found.items()}
             of_names[part] = {mode: some.cells for mode, some in found.items()}
-        counts = self.probes.counts(work)
+        counts = self.probes.inputs.counts(work)
         return SegmentationInput(
             settings=work.settings,
             shares={s.source: dict(plan.parts(s.source)) for s in work.settings if s.source},

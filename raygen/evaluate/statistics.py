@@ -134,19 +134,19 @@ def holm(chances: Mapping[str, float]) -> dict[str, float]:
     return {name: corrected[name] for name in chances}
 
 
-def worth(curve: Mapping[float, float], error: float) -> float | None:
+def worth(points: Sequence[tuple[float, float]], error: float) -> float | None:
     """How many real defects bring an error about.
 
     Args:
-        curve: real defects of each cell -> the error without samples. It is made falling, and is a straight line
-            over the logarithm of the number in between.
+        points: real defects of each cell, and the error without samples: a curve that is made falling, a straight
+            line over the logarithm of the number in between.
         error: the one to look for.
 
     Returns:
         The number; None if none of the curve's is as low.
     """
-    counts = sorted(curve)
-    falling = np.minimum.accumulate([curve[count] for count in counts])
+    counts, errors = zip(*sorted(points), strict=True)
+    falling = np.minimum.accumulate(errors)
     if error < falling[-1]:
         return None
     # np.interp wants rising: from the lowest error to the highest
