@@ -18,6 +18,7 @@ from raygen import images
 from raygen.evaluate import plots
 from raygen.evaluate.costs import Cost
 from raygen.evaluate.distances import Distance
+from raygen.evaluate.memorisation import Copied
 from raygen.evaluate.page import render
 from raygen.evaluate.probe_verdict import Compared, ProbeOutcome, Task, Worth, in_words
 from raygen.evaluate.report import Downstream, Metrics, RunSummary
@@ -151,6 +152,18 @@ def metrics() -> Metrics:
         ),
         probe=found,
         verdict=tuple(in_words(found)),
+        memorisation=(
+            Copied(
+                run=SOURCES[1],
+                sample_id="0" * 32,
+                product=PRODUCTS[0],
+                defect_type="_spots",
+                mode="latent",
+                made_of="n.png",
+                photo="d.png",
+                ratio=0.31,
+            ),
+        ),
         caveats=("These photos are <few>.",),
         settings={"seed": 0, "output": "s3://bucket/" + "a-long-name/" * 20},
     )
@@ -159,7 +172,7 @@ def metrics() -> Metrics:
 @pytest.fixture(scope="module")
 def page() -> str:
     sheet = images.encode_png(np.full((300, 1350, 1), 128, np.uint8))
-    return render(metrics(), {"_spots": sheet})
+    return render(metrics(), {"_spots": sheet}, {SOURCES[1]: sheet})
 
 
 class Outline(HTMLParser):
@@ -265,6 +278,8 @@ def test_pictures_say_what_they_show(page: str) -> None:
     assert f"{SOURCES[1]}: mix, 3× −6.0 [−9.5, −2.5], lower" in forest
     amounts, *_ = (alt for alt in alts if "samples for each real defect" in alt)
     assert f"{SOURCES[1]} 15.2 % at 1, 14.0 % at 3, 9.8 % at 10" in amounts
+    copies = next(alt for alt in alts if "likely copies" in alt)
+    assert copies.endswith(f"; {PRODUCTS[0]}/_spots 0.31")
     few = next(alt for alt in alts if "real defects of each product and type" in alt)
     assert f"{plots.TRADITIONAL} 32.0 % at 5, 23.0 % at 20, 20.0 % at all" in few
 

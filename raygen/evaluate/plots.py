@@ -219,7 +219,7 @@ def _errors_of(scope: str, rows: Sequence[Downstream]) -> Plot:
                 marker=_MARKERS[offset % len(_MARKERS)],
                 capsize=3,
             )
-        axis.set(title=_short(scope, 50), xlabel="images of each product and class", ylabel="error (%)")
+        axis.set(xlabel="images of each product and class", ylabel="error (%)")
         axis.set_ylim(bottom=0)
         _legend_below(axis, handles)
 
@@ -249,7 +249,8 @@ def _distances_of(cell: str, rows: Sequence[Distance], what: str) -> Plot:
         axis.barh(range(len(rows)), kids, xerr=stds, color=colours, hatch=hatches, edgecolor="white")
         axis.set_yticks(range(len(rows)), [_short(label, 26) for label in labels])
         axis.invert_yaxis()
-        axis.set(title=_short(cell, 50), xlabel=what)
+        axis.locator_params("x", nbins=4)
+        axis.set_xlabel(what)
 
     said = "; ".join(f"{label} {row.kid:.4f}" for label, row in zip(labels, rows, strict=True))
     alt = f"Bars: {what} from the real training defects, {cell}. {said}."
