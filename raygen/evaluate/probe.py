@@ -70,8 +70,10 @@ def fit(
     shares = weights / weights.sum()
     of_val = balance(val.cells)
     best: tuple[float, Probe] | None = None
-    for strength in strengths if len(val.cells) else [sorted(strengths)[len(strengths) // 2]]:
-        model = LogisticRegression(C=1 / (2 * strength), max_iter=_MAX_ITERATIONS, tol=_TOLERANCE)
+    model = LogisticRegression(max_iter=_MAX_ITERATIONS, tol=_TOLERANCE, warm_start=True)
+    ordered = sorted(strengths, reverse=True)  # each begins where the stronger one has ended
+    for strength in ordered if len(val.cells) else [ordered[len(ordered) // 2]]:
+        model.set_params(C=1 / (2 * strength))
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore", ConvergenceWarning
