@@ -1,7 +1,6 @@
 """The page's plots, each one panel narrow enough for a phone, with what it shows in words."""
 
 import io
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -66,7 +65,7 @@ def forest(rows: Sequence[Compared]) -> Plot | None:
             for row in own:
                 colour, marker = _TOLD[told(row)]
                 value, low, high = _percents(row.points)
-                if math.isfinite(row.detectable):
+                if row.detectable is not None:
                     axis.barh(place, 200 * row.detectable, 1, -100 * row.detectable, color=_SHADE, zorder=0)
                 axis.plot([low, high], [place, place], color=colour, linewidth=2)
                 face = "white" if marker == "o" else colour
@@ -281,7 +280,6 @@ def _draw(paint: Callable[["Axes"], None], height: float) -> bytes:
     style: dict[Any, Any] = {
         "text.parse_math": False,
         "font.size": 10,
-        "axes.titlesize": 10,
         "legend.fontsize": 9,
     }
     with rc_context(style):
