@@ -24,7 +24,7 @@ _COLOURS = (
     "#8c6d00",
     "#332288",
 )  # told apart by the colour-blind
-_MARKERS = "osD^vP"
+_MARKERS = "osD^vPX"  # not as many as colours: their pairs come again late
 _SHADE = "#e4e4e4"
 _TOLD = {"lower": ("#0072b2", "<"), "not told": ("#555555", "o"), "higher": ("#c2410c", ">")}
 
@@ -154,7 +154,7 @@ def _curves(
             colour = "#444444" if name == TRADITIONAL else _COLOURS[number % len(_COLOURS)]
             values, lows, highs = zip(*map(_percents, curve.values()), strict=True)
             line = "--" if name == TRADITIONAL else "-"
-            marker = _MARKERS[number % len(_MARKERS)]
+            marker = "." if name == TRADITIONAL else _MARKERS[number % len(_MARKERS)]
             (handles[name],) = axis.plot(list(curve), values, line, color=colour, marker=marker)
             axis.fill_between(list(curve), lows, highs, color=colour, alpha=0.13, linewidth=0)
         axis.set_xscale("log")
