@@ -51,6 +51,7 @@ class EvaluationPlan:
         plan = cls(config, real, chosen, *size, ProbePlan(config, folds, runs))
         if plan.fits:
             real.check_held_out()
+        plan.probe.check_tested()
         return plan
 
     @property

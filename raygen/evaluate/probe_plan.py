@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 from raygen.data.photo import Photo
+from raygen.errors import UserError
 from raygen.evaluate.config import EvaluateConfig, ProbeConfig
 from raygen.evaluate.real_photos import RealSet
 from raygen.evaluate.samples import GUIDANCES, Chosen, Guidance
@@ -76,6 +77,16 @@ class ProbePlan:
                     if settings:
                         found.append(Work(fold, few, seed, settings))
         return found
+
+    def check_tested(self) -> None:
+        """Raises UserError unless there are defects and normals to test on."""
+        kinds = {photo.defect_type == NORMAL for fold in self.folds for photo in fold.test}
+        if self.works and len(kinds) < 2:
+            missing = "normals" if kinds == {False} else "defects"
+            raise UserError(
+                f"defect set {self.config.defects}: no {missing} in its split {self.config.test_split!r} to test "
+                "a probe on; set folds = 5, name the split in test_split, or set probe.conditions = []"
+            )
 
     def real(self, work: Work) -> RealSet:
         """The photos of a work."""
