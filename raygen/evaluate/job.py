@@ -13,12 +13,13 @@ from raygen.evaluate.distance_table import DistanceTable
 from raygen.evaluate.distances import Distance
 from raygen.evaluate.downstream import FitResult
 from raygen.evaluate.memorisation import Copied, draw_copies
+from raygen.evaluate.page import render
 from raygen.evaluate.plan import EvaluationPlan
 from raygen.evaluate.probe_plan import ProbePlan
 from raygen.evaluate.probe_table import ProbeTable
 from raygen.evaluate.probe_verdict import ProbeOutcome, in_words, sum_up
 from raygen.evaluate.real_photos import count_cells
-from raygen.evaluate.report import Metrics, RunSummary, render, sum_fits
+from raygen.evaluate.report import Metrics, RunSummary, sum_fits
 from raygen.evaluate.segmentation_table import SegmentationTable
 from raygen.evaluate.sheets import sample_sheets
 from raygen.evaluate.verdict import verdict

@@ -35,7 +35,9 @@ class Compared(BaseModel):
     relative: Interval  # the same as a share of the base's loss
     p: float
     p_corrected: float | None  # where it is one of the verdict's, corrected for their number
-    detectable: float  # the smallest difference in points that these photos could have shown
+    detectable: (
+        float | None
+    )  # the smallest difference in points that these photos could show; None: they show none
     cells: dict[str, Interval]  # points, by product/class
     log_loss: float | None  # mean over the cells; of errors
     calibration: float | None  # how far its confidence is from its accuracy
@@ -138,7 +140,7 @@ def _rows(plan: ProbePlan, tested: Tested, task: Task) -> list[Compared]:
                 relative=found.relative,
                 p=found.p,
                 p_corrected=None,
-                detectable=found.detectable,
+                detectable=found.detectable if np.isfinite(found.detectable) else None,
                 cells=dict(zip(names, found.cells, strict=True)),
                 log_loss=log_loss,
                 calibration=calibration,
@@ -196,7 +198,7 @@ def in_words(outcome: ProbeOutcome) -> list[str]:
         lines.append(_what_could_be_told(outcome, task, alone, judged))
         lines += [_line(row, len(judged)) for row in judged]
         lines += _winner(task, judged)
-    lines += _words_of_worth(outcome.worth)
+    lines += words_of_worth(outcome.worth)
     lines += [_words_of_cost(cost) for cost in outcome.costs]
     return lines
 
@@ -213,9 +215,10 @@ def _what_could_be_told(
     line = f"{start}traditional augmentation alone has {_WHAT[task]} {_share(alone.loss)}."
     if not judged:
         return line
-    smallest = max(row.detectable for row in judged)
-    if not np.isfinite(smallest):
+    known = [row.detectable for row in judged if row.detectable is not None]
+    if len(known) < len(judged):
         return f"{line} These photos are of too few groups to show any gain."
+    smallest = max(known)
     share = smallest / alone.loss.value if alone.loss.value else 0.0
     return (
         f"{line} The smallest gain that these photos could have shown is {100 * smallest:.1f} points ({share:.0%} "
@@ -250,7 +253,7 @@ def _winner(task: Task, judged: Sequence[Compared]) -> list[str]:
     ]
 
 
-def _words_of_worth(found: Sequence[Worth]) -> Iterable[str]:
+def words_of_worth(found: Sequence[Worth]) -> Iterable[str]:
     for one in found:
         start = f"With {one.few} real defects of each product and type, {one.source}'s samples are worth "
         if one.more is None:

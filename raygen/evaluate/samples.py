@@ -17,6 +17,7 @@ from raygen.records import MODES, Mode, digest
 
 _COLUMNS = (
     "sample_id", "normal_uri", "normal_sha256", "product", "defect_type", "mode", "reference_uri", "accepted",
+    "type_prob", "contrast",
 )  # fmt: skip
 
 Cell = tuple[str, str, Mode]
@@ -39,6 +40,8 @@ class Sample(NamedTuple):
     mode: Mode
     reference_uri: str | None
     shard: int
+    type_prob: float | None = None  # the scores of that name; None where its checkpoint cannot tell
+    contrast: float | None = None
 
 
 @dataclass(frozen=True)
