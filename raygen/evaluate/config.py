@@ -158,7 +158,7 @@ class ProbeConfig(Config):
     """Of a training defect, for "trad-aug"; of a normal there is one."""
     max_samples: Count = 200
     """Of a cell, at most."""
-    max_normals: Count = 400
+    max_normals: Count = 1200
     """Training normals of a product, at most."""
     input_size: Annotated[int, Field(ge=32)] = 128
     """Photos are brought to this size for the network."""

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from raygen.data.folds import Folds
+from raygen.data.folds import Folds, with_groups
 from raygen.errors import UserError
 from raygen.evaluate.config import EvaluateConfig
 from raygen.evaluate.real_photos import RealSet
@@ -25,7 +25,8 @@ def read_folds(config: EvaluateConfig) -> tuple[RealSet, ...]:
         UserError: no photos there, or none to learn from.
     """
     if config.folds is None:
-        return (RealSet.read(config),)
+        real = RealSet.read(config)
+        return (replace(real, test=tuple(with_groups(real.test))) if config.probe.conditions else real,)
     survey = config.survey()
     folds = Folds.deal(survey.photos, config.folds)
     note = f"{config.folds} folds: each photo is tested in one; the set's own splits count for nothing"

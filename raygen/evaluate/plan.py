@@ -116,9 +116,10 @@ class EvaluationPlan:
             )
             say(f"{name}: {cells}")
         channels = f"{self.channels} channel{'s' * (self.channels > 1)}"
+        probes = sum(len(work.settings) for work in self.probe.works)
         say(
-            f"{self.image_size} px, {channels}; {len(self.comparisons)} distances to measure, "
-            f"{len(self.fits)} classifiers to train"
+            f"{self.image_size} px, {channels}; {probes:,} probes to fit, {len(self.comparisons)} distances to "
+            f"measure, {len(self.fits)} classifiers to train"
         )
 
     def caveats(self) -> list[str]:
@@ -126,18 +127,18 @@ class EvaluationPlan:
         found = [
             f"All images were brought to the samples' {self.image_size} px, {self.channels} channel(s) first; at "
             "another size other figures would come out.",
-            "Distances between sets of different sizes are not comparable as such: a Fréchet distance grows as "
-            "sets shrink. Compare rows with like numbers, and the kernel distance first.",
         ]
-        if self.extractor != "inception":
-            found.append("The distances are not FID and KID: their features are others.")
-        if self.extractor == "own":
+        if self.comparisons:
+            found += self._of_distances()
+        if self.probe.works:
             found.append(
-                "The distances are by a network that learned the training photos, which it therefore knows better "
-                "than any others: hold them against the floor, the held-out defects, not against 0."
+                "The probe is a linear classifier of ImageNet's features, chosen on few validation photos: how "
+                "samples serve another classifier, it does not tell. The curve over real defects takes the whole "
+                "set to test on, and as few as it learns from to choose by."
             )
-        if self.judged:
-            found.append(_of_judged(self.judged, self.extractor, self.config.features.perceptual))
+        if len(self.probe.folds) > 1 and self.chosen:
+            shown = [self.probe.folds.index(self.real)]
+            found.append(f"Distances, sheets and the paper's classifiers look at fold {shown[0]} alone.")
         test = count_cells(self.real.test)
         few = [f"{'/'.join(cell)} {count}" for cell, count in test.items() if count < _FEW_PHOTOS]
         if few:
@@ -161,10 +162,27 @@ class EvaluationPlan:
                 "The spread is that of the classifiers' seeds: photos and samples are the same for all of them. "
                 "Other test photos would give other errors."
             )
-        found.append(
-            "Each checkpoint is one training: another seed may do better or worse. (`train` chooses its best "
-            "checkpoint on the split val, which here chooses a classifier's epoch.)"
-        )
+        if self.chosen:
+            found.append(
+                "Each checkpoint is one training: another seed may do better or worse. (`train` chooses its best "
+                "checkpoint on the split val, which here chooses a classifier's epoch.)"
+            )
+        return found
+
+    def _of_distances(self) -> list[str]:
+        found = [
+            "Distances between sets of different sizes are not comparable as such: a Fréchet distance grows as "
+            "sets shrink. Compare rows with like numbers, and the kernel distance first."
+        ]
+        if self.extractor != "inception":
+            found.append("The distances are not FID and KID: their features are others.")
+        if self.extractor == "own":
+            found.append(
+                "The distances are by a network that learned the training photos, which it therefore knows better "
+                "than any others: hold them against the floor, the held-out defects, not against 0."
+            )
+        if self.judged:
+            found.append(_of_judged(self.judged, self.extractor, self.config.features.perceptual))
         return found
 
 

@@ -31,7 +31,7 @@ _RESULTS = TypeAdapter(list[ProbeResult])
 
 
 @dataclass(frozen=True)
-class Tested:
+class Found:
     """What was found on N test photos, each tested in one fold."""
 
     photos: Sequence[Photo]
@@ -82,7 +82,7 @@ class ProbeTable:
             for family in plan.alternatives:
                 Alternative.of(family, plan.folds[0], 1, 0)
 
-    def fit(self) -> Tested | None:
+    def fit(self) -> Found | None:
         """Everything; what an earlier attempt has finished is read. None if nothing is to be probed."""
         if not self.plan.works:
             return None
@@ -130,7 +130,7 @@ class ProbeTable:
             progress.add(1)
         return results
 
-    def _sum_up(self, results: Mapping[int, list[ProbeResult]]) -> Tested:
+    def _sum_up(self, results: Mapping[int, list[ProbeResult]]) -> Found:
         tested = [(fold, photo) for fold, real in enumerate(self.plan.folds) for photo in real.test]
         cells = np.array([self.plan.cell(photo) for _, photo in tested])
         classes, folds = cells % len(self.plan.kinds), np.array([fold for fold, _ in tested])
@@ -151,7 +151,7 @@ class ProbeTable:
                     table.setdefault(setting, np.full(shape, np.nan))[rows, work.seed] = values
                 num_samples[setting] = max(num_samples.get(setting, 0), result.num_synthetic)
         photos = [photo for _, photo in tested]
-        return Tested(photos, folds, cells, losses, log_losses, confidences, num_samples)
+        return Found(photos, folds, cells, losses, log_losses, confidences, num_samples)
 
     def costs(self) -> list[Cost]:
         """What each source took, mixes aside."""

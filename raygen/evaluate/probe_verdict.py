@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from raygen.evaluate.costs import Cost
 from raygen.evaluate.probe import calibration_error
 from raygen.evaluate.probe_plan import ProbePlan, Setting
-from raygen.evaluate.probe_table import Tested
+from raygen.evaluate.probe_table import Found
 from raygen.evaluate.statistics import LEVEL, POWER, Interval, compare, holm, worth
 from raygen.records import NORMAL
 
@@ -88,7 +88,7 @@ class ProbeOutcome(BaseModel):
         return [row for row in self.rows if row.task == task and (not verdict or row.p_corrected is not None)]
 
 
-def sum_up(plan: ProbePlan, tested: Tested, pixels: Tested | None, costs: Sequence[Cost]) -> ProbeOutcome:
+def sum_up(plan: ProbePlan, tested: Found, pixels: Found | None, costs: Sequence[Cost]) -> ProbeOutcome:
     """Every setting's row; the verdict's corrected for being several."""
     rows = [*_rows(plan, tested, "error"), *(_rows(plan, pixels, "dice") if pixels else [])]
     corrected: list[Compared] = []
@@ -117,7 +117,7 @@ def _is_of_verdict(plan: ProbePlan, row: Compared) -> bool:
     return is_main and row.guidance == plan.guidance_of(row.source)
 
 
-def _rows(plan: ProbePlan, tested: Tested, task: Task) -> list[Compared]:
+def _rows(plan: ProbePlan, tested: Found, task: Task) -> list[Compared]:
     num_comparisons = sum(plan.guidance_of(source) is not None for source in plan.sources)
     rows = []
     for setting in tested.losses:
@@ -153,7 +153,7 @@ def _rows(plan: ProbePlan, tested: Tested, task: Task) -> list[Compared]:
 
 
 def _calibration(
-    plan: ProbePlan, tested: Tested, setting: Setting, rows: np.ndarray
+    plan: ProbePlan, tested: Found, setting: Setting, rows: np.ndarray
 ) -> tuple[float | None, float | None]:
     if setting not in tested.log_losses:
         return None, None

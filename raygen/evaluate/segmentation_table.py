@@ -12,7 +12,7 @@ from raygen.evaluate import on_ray
 from raygen.evaluate.alternatives import Alternative
 from raygen.evaluate.config import EvaluateConfig
 from raygen.evaluate.probe_plan import ProbePlan, Setting, Work
-from raygen.evaluate.probe_table import ProbeTable, Tested
+from raygen.evaluate.probe_table import Found, ProbeTable
 from raygen.evaluate.real_photos import RealSet
 from raygen.evaluate.segmentation import RunSamples, SegmentationInput, SegmentationResult, has_mask
 from raygen.records import NORMAL
@@ -68,7 +68,7 @@ class SegmentationTable:
 
         return [of(real) for real in self.plan.folds]
 
-    def fit(self) -> Tested | None:
+    def fit(self) -> Found | None:
         """Everything; what an earlier attempt has finished is read. None if there are no masks to judge by."""
         if not self.plan.works or not self.works:
             return None
@@ -98,7 +98,7 @@ class SegmentationTable:
             progress.add(1)
         return self._sum_up(results)
 
-    def _sum_up(self, results: Mapping[int, list[SegmentationResult]]) -> Tested:
+    def _sum_up(self, results: Mapping[int, list[SegmentationResult]]) -> Found:
         """1 − Dice of each defect that was tested, as a loss."""
         tested = [(fold, photo) for fold, parts in enumerate(self._masked) for photo in parts["test"]]
         folds = np.array([fold for fold, _ in tested])
@@ -112,7 +112,7 @@ class SegmentationTable:
                 num_samples[setting] = max(num_samples.get(setting, 0), result.num_synthetic)
         photos = [photo for _, photo in tested]
         cells = np.array([self.plan.cell(photo) for photo in photos])
-        return Tested(photos, folds, cells, losses, {}, {}, num_samples)
+        return Found(photos, folds, cells, losses, {}, {}, num_samples)
 
     def _input(self, work: Work) -> SegmentationInput:
         plan, real, masked = self.plan, self.plan.folds[work.fold], self._masked[work.fold]
