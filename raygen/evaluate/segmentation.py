@@ -30,6 +30,7 @@ PROTOCOL = 1
 _DEPTHS = (0, 2, 4, 10)
 """Lite0's blocks whose features are taken: the last of strides 2, 4, 8 and 16."""
 _LARGEST = 128  # pixels a side that are told apart, at most
+_INPUT_SIZE = 128  # of the network
 _OF_IMAGE = 40  # pixels inside a defect that are learned from, and as many outside
 _BATCH = 16
 _STRENGTH = 1e-4
@@ -178,7 +179,7 @@ class PixelFeatures:
     def __init__(self, config: ProbeConfig, device: torch.device, size: int) -> None:
         self.network = Lite0(config.weights).eval().to(device)
         self.device, self.size = device, size
-        self.input_size = max(config.input_size, size)
+        self.input_size = max(_INPUT_SIZE, size)
 
     @torch.inference_mode()
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
