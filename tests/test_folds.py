@@ -121,3 +121,50 @@ def test_fewer_defects_are_among_more_and_each_draw_is_another(photos: list[Phot
     assert len(kept(3)) == 3 * 6
     assert kept(3) != kept(3, 1)
     assert {p for p in photos if p.defect_type == "normal"} <= set(keep_defects(photos, {EVERY: 3}))
+
+
+def test_every_type_validates_where_photos_are_few() -> None:
+    """One photo of a type in each fold: it may validate for the fold before, rather than never."""
+    folds = Folds.deal(photos_of({("A", kind): [1] * 5 for kind in ("normal", "scratches", "spots")}), 5)
+    for fold in range(5):
+        splits = [(photo.defect_type, photo.split) for photo in folds.split(fold)]
+        for kind in ("scratches", "spots"):
+            assert [splits.count((kind, split)) for split in ("train", "val", "test")] == [3, 1, 1]
+
+
+def _draw_parts(folder: Path, count: int) -> None:
+    """Parts before a fixed camera: all alike but for noise and a scratch."""
+    random = np.random.default_rng(2)
+    y, x = np.mgrid[:96, :96] - 48
+    part = np.where(np.hypot(x, y) < 30, 180, 40) + np.where(np.abs(x) < 6, -60, 0)
+    for number in range(count):
+        picture = part + random.normal(0, 4, part.shape)
+        row = random.integers(30, 60)
+        picture[row : row + 2, 30:60] = 250
+        kind = "spots" if number % 2 else "normal"
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / kind / f"{number}.png")
+
+
+def test_parts_before_a_fixed_camera_are_not_one_group(tmp_path: Path) -> None:
+    _draw_parts(tmp_path / "A", 40)
+    photos = with_groups(survey(str(tmp_path)).photos)
+    assert len({photo.group for photo in photos}) > 20
+    Folds.deal(photos, 5)
+
+
+def test_folds_are_the_same_wherever_the_set_lies(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    for place in ("here", "there/else"):
+        for number in range(20):
+            kind = "spots" if number % 2 else "normal"
+            (tmp_path / place / "A" / kind).mkdir(parents=True, exist_ok=True)
+    for number in range(20):
+        picture = Image.fromarray(random.integers(0, 256, (64, 64)).astype(np.uint8))
+        for place in ("here", "there/else"):
+            picture.save(tmp_path / place / "A" / ("spots" if number % 2 else "normal") / f"{number}.png")
+    dealt = [
+        {Path(p.uri).stem: p.split for p in Folds.deal(survey(str(tmp_path / place)).photos, 5).split(2)}
+        for place in ("here", "there/else")
+    ]
+    assert dealt[0] == dealt[1]

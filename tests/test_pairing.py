@@ -104,7 +104,7 @@ def test_samples_stand_on_no_normal_that_a_fold_holds_out(folder: Path) -> None:
     [
         (
             ["all"],
-            "its checkpoint knows photos of every fold's test, such as .*; train it with folds = 3 and the",
+            "its checkpoint knows photos of every fold's test, such as .*; train it with fold = 0, say, of the",
         ),
         (["0", "0"], "run-0 and .*run-0 both have left out fold 0; name one of them"),
     ],

@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 from factories import write_split_set
+from PIL import Image
 
 from raygen.data.defects import load_photos
 from raygen.errors import UserError
 from raygen.evaluate.alternatives import Alternative
 from raygen.evaluate.augmentation import augment_photo
 from raygen.evaluate.config import EvaluateConfig, ProbeConfig
+from raygen.evaluate.feature_cache import Cache, within
 from raygen.evaluate.plan import EvaluationPlan
 from raygen.evaluate.probe import Labelled, balance, calibration_error, fit
 from raygen.evaluate.probe_fits import Images, ProbeInput, draw, fit_probes_of
@@ -339,3 +341,45 @@ def test_photos_are_of_the_set(folder: Path) -> None:
     assert {plan.cell_name(plan.cell(photo)) for photo in photos} == {
         f"{product}/{kind}" for product in real.products for kind in (NORMAL, *real.defect_types)
     }
+
+
+def test_runs_of_one_checkpoint_keep_their_own_features(tmp_path: Path) -> None:
+    """Their samples may have the same ids, and other pixels."""
+    cache = Cache(str(tmp_path), "x")
+    for key, value in (("a", 1.0), ("b", 2.0)):
+        cache.put(key, ["same"], np.full((1, 3), value, np.float32))
+    cache.put("c", [], np.empty((0, 0), np.float32))
+    found = cache.gather(["c", "a", "b"], [[within("a", "same")], [within("b", "same"), "nowhere"]])
+    assert found[0].tolist() == [[1, 1, 1]]
+    assert found[1][0].tolist() == [2, 2, 2]
+    assert np.isnan(found[1][1]).all()
+
+
+def test_other_masks_are_other_copies(folder: Path, tmp_path: Path) -> None:
+    real = RealSet.read(config_of(folder))
+    alternative = Alternative.of("copy-paste", real, 3, seed=1)
+    photo = alternative.known[0]
+    mask = tmp_path / "mask.png"
+    Image.fromarray(np.eye(64, dtype=np.uint8) * 255).save(mask)
+    changed = (photo._replace(mask_uri=str(mask)), *alternative.known[1:])
+    assert alternative.model_copy(update={"known": changed}).key != alternative.key
+
+
+def test_defects_of_which_nothing_can_be_cut_give_no_samples(folder: Path) -> None:
+    real = RealSet.read(config_of(folder))
+    alternative = Alternative.of("copy-paste", real, 3, seed=1)
+    bare = tuple(photo._replace(mask_uri=None) for photo in alternative.known)
+    assert alternative.model_copy(update={"known": bare}).make(32, 1).names == []
+
+
+def test_no_sample_is_lost_to_rounding() -> None:
+    cells = {(part, mode): np.ones(50, int) for part in "ab" for mode in ("latent", "reference")}
+    for count in range(1, 12):
+        drawn = draw("mix", {"a": 0.5, "b": 0.5}, cells, {1: count}, 0)
+        assert sum(len(rows) for _, rows in drawn) == count
+
+
+def test_what_is_validated_without_a_class_is_not_chosen_by_it() -> None:
+    train, val = blobs(6, [0, 1, 2], 0, 1.0), blobs(50, [0], 1, 1.0)
+    probe = fit(train, balance(train.cells), val, 3, (1e-1, 1e-2, 1e-6))
+    assert (probe.strength, probe.temperature) == (1e-2, 1.0)

@@ -75,7 +75,10 @@ def test_a_gain_is_told_and_corrected_for_being_one_of_several(plan: ProbePlan) 
     assert "The smallest gain that these photos could have shown is" in words[0]
     assert words[1].endswith("(p = 0.0002, corrected for 2 comparisons): lower.")
     assert words[2].endswith("no difference can be told.")
-    assert words[3].startswith("The best by error is copy-paste: mix; half: mix, the next, is ")
+    assert words[3].startswith(
+        "The best by error of those is copy-paste: mix; from half: mix, the next, it is −"
+    )
+    assert words[3].endswith("points away (p = 0.0001).")
 
 
 def test_what_does_harm_is_told_with_the_cells_where_it_does(plan: ProbePlan) -> None:
@@ -100,8 +103,10 @@ def test_equal_conditions_are_no_difference_and_have_no_winner(plan: ProbePlan) 
 def test_samples_are_worth_real_defects(plan: ProbePlan) -> None:
     few = {ALONE._replace(few=2): 0.5, ALONE._replace(few=4): 0.35, ALONE: 0.2}
     rates = {**few, COPIES._replace(few=2): 0.35, COPIES._replace(few=4): 0.05, COPIES: 0.2}
+    rates[HALF._replace(few=4)] = 0.345
     outcome = sum_up(plan, found_of(plan, rates), None, [])
     by_few = {one.few: one for one in outcome.worth}
+    assert {one.source for one in outcome.worth} == {"copy-paste"}  # the other is not told to be better
     assert by_few[2].more == pytest.approx(2, abs=0.5)
     assert by_few[4].more is None
     assert by_few[4].beyond == pytest.approx(4)  # of a cell there are 8 in all
@@ -131,5 +136,5 @@ def test_photos_of_two_groups_can_tell_nothing(plan: ProbePlan) -> None:
     found = found_of(plan, {ALONE: 0.4, COPIES: 0.2})
     photos = [photo._replace(group="ab"[number % 2]) for number, photo in enumerate(found.photos)]
     outcome = sum_up(plan, Found(photos, *list(vars(found).values())[1:]), None, [])
-    assert in_words(outcome)[0].endswith("These photos are of too few groups to show any gain.")
+    assert in_words(outcome)[0].endswith("These photos are too few, or of too few groups, to show any gain.")
     assert ProbeOutcome.model_validate_json(outcome.model_dump_json()) == outcome

@@ -59,6 +59,7 @@ def compared(task: Task, kind: str, source: str = "", **changes: Any) -> Compare
         "p": 1.0 if is_base else 0.2 if abs(gain) < 0.04 else 0.001,
         "p_corrected": None,
         "detectable": None if kind == "no-aug" else 0.04,
+        "worse_in": (CELLS[0],) if gain > 0.04 else (),
         "cells": {
             cell: around(gain * (1 + number % 3) / 2, 0.02)
             for number, cell in enumerate(CELLS)
@@ -106,6 +107,7 @@ def outcome() -> ProbeOutcome:
         num_folds=5,
         num_groups=400,
         rows=tuple(rows),
+        best=(),
         worth=worth,
         costs=costs,
     )

@@ -86,7 +86,9 @@ def test_equal_conditions_have_no_difference_and_chance_one() -> None:
     found = compare(photos, losses, losses)
     assert found.points == (0, 0, 0)
     assert found.p == 1
-    assert found.detectable == 0
+    assert found.cell_chances == [1, 1, 1]
+    # Six groups must differ, all one way, for a chance of 2 / 2⁶: six photos of the 14 in a cell, of three cells.
+    assert found.detectable == pytest.approx(6 / 14 / 3)
 
 
 def _planted(random: np.random.Generator, photos: TestPhotos, gain: float) -> tuple[np.ndarray, np.ndarray]:

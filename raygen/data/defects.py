@@ -1,7 +1,9 @@
 """The defect set: a few real photographs, normal and defective, of which the models learn."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
@@ -185,6 +187,18 @@ def read_mask(photo: Photo) -> np.ndarray:
         what = f"its mask marks {share:.0%} of the photo: is it inverted? A mask is black but for the defect"
         raise MaskError(photo.mask_uri, what)
     return found
+
+
+def mask_content(photo: Photo) -> str:
+    """What decides a photo's mask, for keys: its files' bytes, and what of them is its own."""
+    if photo.mask_uri is None:
+        return ""
+    return " ".join([photo.mask_part, *(_sha256_of(uri) for uri in photo.mask_uris)])
+
+
+@cache  # annotations are one file of many photos
+def _sha256_of(uri: str) -> str:
+    return hashlib.sha256(_read(uri, None, lambda data: data)).hexdigest()
 
 
 def _draw(photo: Photo, height: int, width: int) -> np.ndarray:

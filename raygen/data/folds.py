@@ -1,5 +1,6 @@
 """A defect set in folds: every photo is tested once, by what has not learned from a photo of the same thing."""
 
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,10 +10,9 @@ from numpy.typing import NDArray
 
 from raygen import images
 from raygen.data.defects import group_by_cell, read_photo
-from raygen.data.likeness import alike, thumbnail
+from raygen.data.likeness import ALIKE, SAME, alike, thumbnail
 from raygen.data.photo import Photo
 from raygen.errors import UserError
-from raygen.records import digest
 
 TEST, VAL, TRAIN = "test", "val", "train"
 
@@ -55,6 +55,7 @@ class Folds:
         for fold in range(num_folds):
             own = np.flatnonzero(tested == fold)
             may_validate[own] = deal(members[own], cells[own], 2) == 1
+            _let_each_type_validate(own, [photo.defect_type for photo in photos], members, may_validate)
         return cls(tuple(photos), tested, may_validate, num_folds)
 
     def split(self, fold: int) -> list[Photo]:
@@ -63,6 +64,18 @@ class Folds:
         validates = (self.tested == (fold + 1) % self.num_folds) & self.may_validate
         splits = np.where(self.tested == fold, TEST, np.where(validates, VAL, TRAIN))
         return [photo._replace(split=str(split)) for photo, split in zip(self.photos, splits, strict=True)]
+
+
+def _let_each_type_validate(
+    own: NDArray[np.int64], types: list[str], members: NDArray[np.int64], may_validate: NDArray[np.bool_]
+) -> None:
+    """Where the photos of a fold that validate, `own`, hold none of a type: its smallest group does, too."""
+    of_row: dict[int, str] = {int(row): types[int(row)] for row in own}
+    for kind in sorted(set(of_row.values())):
+        rows = np.array([row for row, of in of_row.items() if of == kind])
+        if not may_validate[rows].any():
+            groups, sizes = np.unique(members[rows], return_counts=True)
+            may_validate[own[members[own] == groups[sizes.argmin()]]] = True
 
 
 def deal(members: NDArray[np.int64], cells: NDArray[np.int64], num_parts: int) -> NDArray[np.int64]:
@@ -91,24 +104,44 @@ def deal(members: NDArray[np.int64], cells: NDArray[np.int64], num_parts: int) -
 
 
 def with_groups(photos: Sequence[Photo]) -> list[Photo]:
-    """The photos, those without a group in one that is found: with all that are nearly the same picture. One that
-    shows two defect types stands there twice, and is in one group."""
-    unknown = sorted({photo.uri: photo for photo in photos if not photo.group}.values())
+    """The photos, those without a group in one that is found: with all that are nearly the same picture, and named
+    by what they look like, wherever the set lies. One that shows two types stands there twice, in one group."""
+    unknown = list({photo.uri: photo for photo in photos if not photo.group}.values())
     with ThreadPoolExecutor(8) as threads:
         thumbnails = list(threads.map(_thumbnail, unknown))
-    roots = list(range(len(unknown)))
-
-    def root(number: int) -> int:
-        while roots[number] != number:
-            number = roots[number]
-        return number
-
-    for later, earlier, _ in alike(np.stack(thumbnails)) if thumbnails else ():
-        roots[max(root(later), root(earlier))] = min(root(later), root(earlier))
-    found = {
-        photo.uri: f"found-{digest(unknown[root(number)].uri)[:12]}" for number, photo in enumerate(unknown)
-    }
+    of_product: dict[str, list[int]] = {}
+    for number, photo in enumerate(unknown):
+        of_product.setdefault(photo.product, []).append(number)
+    found: dict[str, str] = {}
+    for rows in of_product.values():
+        names = _name_alike(np.stack([thumbnails[row] for row in rows]))
+        found |= {unknown[row].uri: f"found-{name}" for row, name in zip(rows, names, strict=True)}
     return [photo if photo.group else photo._replace(group=found[photo.uri]) for photo in photos]
+
+
+def _name_alike(thumbnails: NDArray[np.float16]) -> list[str]:
+    """The group of each photo of a product. Parts before a fixed camera are all alike: where a tenth of the photos
+    or more would be one group, only those are one that are the same to the eye; if that is no help, equal ones."""
+    pairs = list(alike(thumbnails))
+    for limit in (ALIKE, SAME, 2.0):
+        roots = list(range(len(thumbnails)))
+
+        def root(number: int, roots: list[int] = roots) -> int:
+            while roots[number] != number:
+                number = roots[number]
+            return number
+
+        for later, earlier, likeness in pairs:
+            if likeness > limit or np.array_equal(thumbnails[later], thumbnails[earlier]):
+                roots[max(root(later), root(earlier))] = min(root(later), root(earlier))
+        groups = [root(number) for number in range(len(thumbnails))]
+        if np.bincount(groups).max() < max(10, len(groups) / 10):
+            break
+    contents = [hashlib.sha256(one.tobytes()).hexdigest()[:12] for one in thumbnails]
+    members: dict[int, list[str]] = {}
+    for group, content in zip(groups, contents, strict=True):
+        members.setdefault(group, []).append(content)
+    return [min(members[group]) for group in groups]
 
 
 def _thumbnail(photo: Photo) -> NDArray[np.float16]:

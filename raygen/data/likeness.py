@@ -19,6 +19,10 @@ ALIKE = 0.8
 """Two thumbnails' product beyond which their photographs are nearly the same."""
 
 
+SAME = 0.98
+"""Likewise beyond which they are the same to the eye."""
+
+
 def thumbnail(grey: NDArray[np.uint8]) -> NDArray[np.float16]:
     """A photograph's finer structure: small, of the same local contrast everywhere. (Else what all photos of one
     camera share, say a bright edge, would outweigh what is theirs alone.)

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from raygen.checkpoint import CheckpointConfig, save_checkpoint
-from raygen.data.defects import load_photos
+from raygen.data.defects import load_photos, mask_content
 from raygen.data.photo import Photo
+from raygen.data.survey import Kind
 from raygen.errors import UserError
 from raygen.evaluate.real_photos import RealSet
 from raygen.families import FAMILIES
@@ -41,20 +42,12 @@ class Alternative(BaseModel):
 
     @classmethod
     def of(cls, family: str, real: RealSet, count: int, seed: int) -> Self:
-        """Of a set's training photos.
-
-        Raises:
-            UserError: no family that needs no training has this name.
-        """
-        if not _is_one(family):
-            raise UserError(
-                f"probe.alternatives: {family!r} is no family that makes samples without a training"
-            )
+        """Of a set's training photos."""
         normals = [p for product in real.products for p in real.of_cell(product, NORMAL)[:count]]
         defects = [photo for photo in real.train if photo.defect_type != NORMAL]
         return cls(
             family=family,
-            known=tuple(defects if FAMILIES[family].takes == "defects" else normals),
+            known=tuple(defects if takes(family) == "defects" else normals),
             cells=real.cells,
             normals=tuple(normals),
             count=count,
@@ -68,17 +61,18 @@ class Alternative(BaseModel):
     @cached_property
     def key(self) -> str:
         """A digest of all that decides the samples, but for their size."""
-        photos = (f"{p.content} {p.defect_type}" for p in self.known + self.normals)
-        return digest(self.family, self.count, self.seed, *photos)
+        photos = (f"{p.content} {p.defect_type} {mask_content(p)}" for p in self.known + self.normals)
+        cells = ("/".join(cell) for cell in self.cells)
+        return digest(self.family, self.count, self.seed, *cells, *photos)
 
     def __len__(self) -> int:
         return self.count * len(self.cells) * len(MODES)
 
     def make(self, image_size: int, channels: int) -> Made:
-        """Makes them; none of a defect type of which nothing is known.
+        """Makes them; none of a defect type of which nothing can be taken.
 
         Raises:
-            UserError: nothing is known of any, or a photo cannot be read.
+            UserError: the family makes other types than these, or a photo cannot be read.
         """
         products, defect_types = (tuple(sorted(set(names))) for names in zip(*self.cells, strict=True))
         family = FAMILIES[self.family]
@@ -89,9 +83,12 @@ class Alternative(BaseModel):
         collector = family.collector()(config)
         taken = [(photo, collector.take(photo)) for photo in self.known]
         kept = [(photo, one) for photo, one in taken if not one.refused]
-        if not kept:
-            why = f"{taken[0][0].uri}: {taken[0][1].refused}"
-            raise UserError(f"probe.alternatives: {self.family} can take nothing of these defects ({why})")
+        if not kept:  # of these few
+            return Made(
+                [],
+                np.empty((0, *[image_size] * 2, channels), np.uint8),
+                np.empty((0, *[image_size] * 2), np.uint8),
+            )
         contents = collector.contents(*map(list, zip(*kept, strict=True)))
         made_types = {reference.defect_type for reference in contents.references}
         if not made_types & set(defect_types):
@@ -136,9 +133,14 @@ class Alternative(BaseModel):
         return Made(names, np.concatenate(pixels), np.concatenate(masks))
 
 
-def _is_one(name: str) -> bool:
-    """Whether a family takes a bank and makes samples of it."""
+def takes(name: str) -> Kind:
+    """What a family takes a bank of.
+
+    Raises:
+        UserError: no family that needs no training has this name.
+    """
     family = FAMILIES.get(name)
-    if family is None or family.recipe is None or not issubclass(family.recipe, BankConfig):
-        return False
-    return family.has_masks
+    takes_bank = family is not None and family.recipe is not None and issubclass(family.recipe, BankConfig)
+    if family is None or not takes_bank or not family.has_masks:  # a judge has none
+        raise UserError(f"probe.alternatives: {name!r} is no family that makes samples without a training")
+    return family.takes

@@ -153,7 +153,7 @@ class ProbeConfig(Config):
     """Real defects of each cell: the curve of how few there may be. Runs are part of it whose checkpoints were
     trained with as few: `keep_defects = {"*" = 10}`. [] draws none."""
     seeds: Count = 3
-    """Draws of what is augmented and sampled and, in the curve, of which defects stay."""
+    """Draws of which samples are taken and, in the curve, of which defects stay; augmentations are drawn once."""
     augmentations: Count = 3
     """Of a training defect, for "trad-aug"; of a normal there is one."""
     max_samples: Count = 200

@@ -62,6 +62,11 @@ def augmented_name(photo: Photo, draw: int) -> str:
     return f"{photo.uri}#{draw}"
 
 
+def within(key: str, name: str) -> str:
+    """A name of one key alone: a sample's id is its own within its run, and runs may share them."""
+    return f"{key}/{name}"
+
+
 class Cache:
     """Features at rest: {folder}/{digest of the extractor}/{digest of the images}.parquet."""
 
@@ -75,6 +80,8 @@ class Cache:
 
     def put(self, key: str, names: Sequence[str], features: np.ndarray) -> None:
         """Keeps features, float32 (N, D), one row a name."""
+        if not names:
+            features = np.empty((0, 1), np.float32)
         values = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
         buffer = io.BytesIO()
         pq.write_table(pa.table({"name": list(names), "features": values}), buffer)
@@ -84,11 +91,12 @@ class Cache:
         """Names and features."""
         table = pq.read_table(io.BytesIO(storage.read(storage.join(self.folder_uri, f"{key}.parquet"))))
         values: Any = table["features"].combine_chunks()
-        rows = table.num_rows
-        return table["name"].to_pylist(), values.flatten().to_numpy(zero_copy_only=False).reshape(rows, -1)
+        shape = table.num_rows, table["features"].type.list_size
+        return table["name"].to_pylist(), values.flatten().to_numpy(zero_copy_only=False).reshape(shape)
 
     def gather(self, keys: Sequence[str], groups: Sequence[Sequence[str]]) -> list[np.ndarray]:
-        """Features of some names, however they are spread over keys: float32 (N, D), for each group of names."""
+        """Features of some names, however they are spread over keys: float32 (N, D), for each group of names; NaN
+        for one that is nowhere. A name that several keys may have is told apart as `within` says."""
         places: dict[str, list[tuple[int, int]]] = {}
         for group, names in enumerate(groups):
             for row, name in enumerate(names):
@@ -96,8 +104,10 @@ class Cache:
         found: list[np.ndarray] = []
         for key in keys:
             names, features = self.get(key)
+            if not names:
+                continue
             found = found or [np.full((len(some), features.shape[1]), np.nan, np.float32) for some in groups]
             for name, feature in zip(names, features, strict=True):
-                for group, row in places.get(name, ()):
+                for group, row in (*places.get(name, ()), *places.get(within(key, name), ())):
                     found[group][row] = feature
         return found

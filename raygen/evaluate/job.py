@@ -80,7 +80,7 @@ def dry_run(config: EvaluateConfig, say: Callable[[str], None] = print) -> None:
     extracting = DistanceTable(plan, say).price() + probes.price()
     training = ClassifierFits(plan, say).price()
     cores = os.cpu_count() or 1
-    times = f"features take about {duration(extracting)}, classifiers {duration(training)}"
+    times = f"features take about {duration(extracting)}, the paper's classifiers {duration(training)}"
     say(f"{times} of one core of this machine,")
     say(f"so all take {duration((extracting + training) / cores)} of {cores} such cores")
 

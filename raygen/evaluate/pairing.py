@@ -82,7 +82,7 @@ def _pairs(
             raise _leak(name, "checkpoint's training photos", found)
         raise UserError(
             f"runs.{name} = {uri}: its checkpoint knows photos of every fold's test, such as {found[0]};"
-            f" train it with folds = {config.folds} and the fold that it is to leave out, fold = 0"
+            f" train it with fold = 0, say, of the same folds = {config.folds}, products, types and mask_values"
         )
     return [(fold, _few(config, learned, folds[fold])) for fold in fitting]
 

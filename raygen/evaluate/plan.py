@@ -46,8 +46,10 @@ class EvaluationPlan:
             )
             raise UserError(f"runs: made by models of different sizes ({told}); evaluate them one by one")
         size = sizes.pop() if sizes else (config.image_size, config.channels)
-        shown = _fold_of_all(names, runs, len(folds))
-        real, chosen = folds[shown], {name: runs[name, shown, None] for name in names}
+        compared = [name for name in names if name in {*config.distance_runs, *config.downstream_runs}]
+        shown = _fold_of_all(compared, runs, len(folds))
+        real = folds[shown]
+        chosen = {name: runs[name, shown, None] for name in names if (name, shown, None) in runs}
         plan = cls(config, real, chosen, *size, ProbePlan(config, folds, runs))
         if plan.fits:
             real.check_held_out()
@@ -136,6 +138,7 @@ class EvaluationPlan:
                 "samples serve another classifier, it does not tell. The curve over real defects takes the whole "
                 "set to test on, and as few as it learns from to choose by."
             )
+            found += self._of_probe()
         if len(self.probe.folds) > 1 and self.chosen:
             shown = [self.probe.folds.index(self.real)]
             found.append(f"Distances, sheets and the paper's classifiers look at fold {shown[0]} alone.")
@@ -169,6 +172,20 @@ class EvaluationPlan:
             )
         return found
 
+    def _of_probe(self) -> list[str]:
+        found = []
+        if left_out := set(self.config.probe.alternatives) - set(self.probe.alternatives):
+            found.append(f"{', '.join(sorted(left_out))}: left out, since no defect has a mask.")
+        tested = {(p.product, p.defect_type) for fold in self.probe.folds for p in fold.test}
+        cells = {(p.product, p.defect_type) for fold in self.probe.folds for p in fold.train}
+        if missing := ["/".join(cell) for cell in sorted(cells - tested)]:
+            found.append(
+                f"Not tested: {', '.join(missing)}; without photos of several groups, some cannot be held out."
+            )
+        if self.config.probe.segmentation:
+            found.append("Dice is of defects alone: false alarms on normals cost it nothing.")
+        return found
+
     def _of_distances(self) -> list[str]:
         found = [
             "Distances between sets of different sizes are not comparable as such: a Fréchet distance grows as "
@@ -187,7 +204,7 @@ class EvaluationPlan:
 
 
 def _fold_of_all(names: Sequence[str], runs: Mapping[Paired, Chosen], num_folds: int) -> int:
-    """The first fold that all runs have left out.
+    """The first fold that all of some runs have left out, with all defects to learn from.
 
     Raises:
         UserError: there is none.

@@ -56,7 +56,7 @@ def fit(
     Args:
         train: what to learn from; one cell at least of each class.
         weights: of its images, (N,), of any sum.
-        val: what to choose by; empty: the middle strength stays as it is.
+        val: what to choose by; without some class of `train`: the middle strength stays as it is.
         num_classes: a cell's class is its number modulo this.
         strengths: of the regularisation: the mean loss + strength × |W|².
     """
@@ -68,6 +68,8 @@ def fit(
     x = (train.features - mean) / deviation
     y = train.cells % num_classes
     shares = weights / weights.sum()
+    if set(np.unique(y)) - set((val.cells % num_classes).tolist()):
+        val = Labelled(val.features[:0], val.cells[:0])
     of_val = balance(val.cells)
     best: tuple[float, Probe] | None = None
     model = LogisticRegression(max_iter=_MAX_ITERATIONS, tol=_TOLERANCE, warm_start=True)

@@ -12,7 +12,7 @@ from raygen.evaluate.probe_plan import Setting
 from raygen.evaluate.samples import Guidance
 from raygen.records import digest
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Grows when a probe would come out otherwise: results of an earlier one are not taken for its own."""
 
 SYNTHETIC_SHARE = 0.5
@@ -138,12 +138,12 @@ def draw(
         (part, mode) and the rows of its samples, several times each.
     """
     modes = ("latent", "reference") if guidance == "mix" else (guidance,)
+    keys = [(part, mode) for part in shares for mode in modes]
+    ends = np.cumsum([shares[part] / len(modes) for part, _ in keys])
     found = []
-    for part, share in shares.items():
-        for number, mode in enumerate(modes):
-            for cell, count in sorted(wanted.items()):
-                rows = np.flatnonzero(cells[part, mode] == cell)
-                own = round(count * share)
-                own = own // 2 + (own % 2 if number else 0) if len(modes) == 2 else own
-                found.append(((part, mode), np.random.default_rng([seed, cell]).permutation(rows)[:own]))
+    for cell, count in sorted(wanted.items()):
+        reached = np.floor(count * ends + 1e-6).astype(int)  # in all, so that none is lost to rounding
+        for key, own in zip(keys, np.diff(reached, prepend=0), strict=True):
+            rows = np.flatnonzero(cells[key] == cell)
+            found.append((key, np.random.default_rng([seed, cell]).permutation(rows)[:own]))
     return found

@@ -5,7 +5,7 @@ from functools import cached_property
 
 from raygen.data.photo import Photo
 from raygen.evaluate.alternatives import Alternative
-from raygen.evaluate.feature_cache import Source, augmented_name
+from raygen.evaluate.feature_cache import Source, augmented_name, within
 from raygen.evaluate.probe_fits import Images, ProbeInput
 from raygen.evaluate.probe_plan import ProbePlan, Work
 from raygen.evaluate.samples import Chosen
@@ -72,12 +72,7 @@ class ProbeInputs:
 
     def counts(self, work: Work) -> dict[int, int]:
         """Cell of defects -> training photos."""
-        counts: dict[int, int] = {}
-        for photo in self.plan.real(work).train:
-            if photo.defect_type != NORMAL:
-                cell = self.plan.cell(photo)
-                counts[cell] = counts.get(cell, 0) + 1
-        return counts
+        return {self.plan.number(*cell): count for cell, count in self.plan.real(work).num_defects.items()}
 
     @cached_property
     def _keys(self) -> dict[str, str]:
@@ -162,10 +157,11 @@ class ProbeInputs:
 
     def names_chosen(self, chosen: Chosen) -> dict[str, Images]:
         found = {}
+        keys = {shard.shard: shard.sha256 for shard in chosen.manifest.shards}
         for mode in MODES:
             samples = [s for (*_, of), some in sorted(chosen.cells.items()) if of == mode for s in some]
             found[mode] = Images(
-                names=tuple(sample.sample_id for sample in samples),
+                names=tuple(within(keys[sample.shard], sample.sample_id) for sample in samples),
                 cells=tuple(self.plan.number(sample.product, sample.defect_type) for sample in samples),
             )
         return found

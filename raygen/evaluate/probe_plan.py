@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from raygen.data.photo import Photo
 from raygen.errors import UserError
+from raygen.evaluate.alternatives import takes
 from raygen.evaluate.config import EvaluateConfig, ProbeConfig
 from raygen.evaluate.real_photos import RealSet
 from raygen.evaluate.samples import GUIDANCES, Chosen, Guidance
@@ -63,7 +64,7 @@ class ProbePlan:
     @cached_property
     def counts(self) -> tuple[int, ...]:
         """The curve's numbers of real defects: those that leave some out."""
-        most = max((count for fold in self.folds for count in _defects(fold).values()), default=0)
+        most = max((count for fold in self.folds for count in fold.num_defects.values()), default=0)
         return tuple(sorted(count for count in self.probe.real_defects if count < most))
 
     @cached_property
@@ -99,9 +100,11 @@ class ProbePlan:
 
     @cached_property
     def alternatives(self) -> tuple[str, ...]:
-        """Those that have something to copy: defects with masks."""
+        """Those that have something to take: defects with masks, or normals."""
+        if not self.guidances:
+            return ()
         has_masks = any(photo.mask_uri for fold in self.folds for photo in fold.train)
-        return self.probe.alternatives if has_masks and self.guidances else ()
+        return tuple(name for name in self.probe.alternatives if takes(name) == "normals" or has_masks)
 
     @property
     def sources(self) -> list[str]:
@@ -187,12 +190,3 @@ class ProbePlan:
     def wanted(self, num_real: int, amount: int) -> int:
         """Samples of a cell with so many real defects."""
         return min(amount * num_real, self.probe.max_samples)
-
-
-def _defects(real: RealSet) -> dict[tuple[str, str], int]:
-    counts: dict[tuple[str, str], int] = {}
-    for photo in real.train:
-        if photo.defect_type != NORMAL:
-            cell = (photo.product, photo.defect_type)
-            counts[cell] = counts.get(cell, 0) + 1
-    return counts

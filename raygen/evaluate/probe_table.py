@@ -23,6 +23,7 @@ from raygen.evaluate.probe_inputs import ProbeInputs
 from raygen.evaluate.probe_plan import ProbePlan, Setting
 from raygen.evaluate.samples import Chosen
 from raygen.evaluate.statistics import Floats, TestPhotos
+from raygen.extras import require
 from raygen.pretrained import Lite0Features
 from raygen.records import digest
 from raygen.show import Counted
@@ -78,9 +79,8 @@ class ProbeTable:
         self.plan, self.config, self.size, self.say = plan, config, size, say
         self.inputs = ProbeInputs(plan, size)
         if plan.works:
+            require("sklearn.linear_model", "evaluate")
             self.extractor = probe_extractor(config.probe, torch.device("cpu"))
-            for family in plan.alternatives:
-                Alternative.of(family, plan.folds[0], 1, 0)
 
     def fit(self) -> Found | None:
         """Everything; what an earlier attempt has finished is read. None if nothing is to be probed."""
@@ -142,7 +142,7 @@ class ProbeTable:
         for number, work in enumerate(self.plan.works):
             rows = np.flatnonzero(folds == work.fold)
             for setting, result in zip(work.settings, results[number], strict=True):
-                chances = np.array(result.log_chances).reshape(len(rows), -1)
+                chances = np.array(result.log_chances).reshape(len(rows), len(self.plan.kinds))
                 for table, values in (
                     (losses, chances.argmax(axis=1) != classes[rows]),
                     (log_losses, -chances[np.arange(len(rows)), classes[rows]]),

@@ -39,6 +39,7 @@ class Compared(BaseModel):
         float | None
     )  # the smallest difference in points that these photos could show; None: they show none
     cells: dict[str, Interval]  # points, by product/class
+    worse_in: tuple[str, ...]  # those of them where it is told to lose, corrected for their number
     log_loss: float | None  # mean over the cells; of errors
     calibration: float | None  # how far its confidence is from its accuracy
     num_photos: int
@@ -70,6 +71,18 @@ class Worth(BaseModel):
     beyond: float  # that reach, less `few`
 
 
+class Best(BaseModel):
+    """Of the sources that are told to be better than traditional augmentation, the best."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: Task
+    name: str
+    next: str | None  # the best of all others
+    points: Interval | None  # loss minus that of the next, on the photos that both were tested on
+    p: float | None
+
+
 class ProbeOutcome(BaseModel):
     """All of it, for metrics.json."""
 
@@ -80,6 +93,7 @@ class ProbeOutcome(BaseModel):
     num_folds: int
     num_groups: int
     rows: tuple[Compared, ...]
+    best: tuple[Best, ...]
     worth: tuple[Worth, ...]
     costs: tuple[Cost, ...] = ()
 
@@ -106,6 +120,11 @@ def sum_up(plan: ProbePlan, tested: Found, pixels: Found | None, costs: Sequence
         num_folds=len(np.unique(tested.fold)),
         num_groups=len({photo.group for photo in tested.photos}),
         rows=tuple(corrected),
+        best=tuple(
+            best
+            for task, found in (("error", tested), ("dice", pixels))
+            if found and (best := _best(plan, found, [row for row in corrected if row.task == task]))
+        ),
         worth=tuple(_worth(plan, corrected)),
         costs=tuple(costs),
     )
@@ -117,12 +136,38 @@ def _is_of_verdict(plan: ProbePlan, row: Compared) -> bool:
     return is_main and row.guidance == plan.guidance_of(row.source)
 
 
+def _best(plan: ProbePlan, tested: Found, rows: Sequence[Compared]) -> Best | None:
+    judged = sorted((row for row in rows if row.p_corrected is not None), key=lambda row: row.points.value)
+    first = next((row for row in judged if row.gains), None)
+    if first is None:
+        return None
+    others = [row for row in judged if row is not first]
+    if not others:
+        return Best(task=first.task, name=first.name, next=None, points=None, p=None)
+    settings = {
+        setting.name: setting
+        for setting in tested.losses
+        if setting.few is None and setting.amount in (0, plan.probe.amount)
+    }
+    photos, numbers, (loss, of_next) = tested.of(settings[first.name], settings[others[0].name])
+    found = compare(photos, loss, of_next) if len(numbers) else None
+    return Best(
+        task=first.task,
+        name=first.name,
+        next=others[0].name,
+        points=found.points if found else None,
+        p=found.p if found else None,
+    )
+
+
 def _rows(plan: ProbePlan, tested: Found, task: Task) -> list[Compared]:
     num_comparisons = sum(plan.guidance_of(source) is not None for source in plan.sources)
     rows = []
     for setting in tested.losses:
         base = setting.base
         photos, numbers, (loss, of_base) = tested.of(setting, base)
+        if not len(numbers):  # samples without masks
+            continue
         found = compare(photos, loss, of_base, max(1, num_comparisons))
         names = [plan.cell_name(cell) for cell in np.unique(tested.cell[numbers]).tolist()]
         log_loss, calibration = _calibration(plan, tested, setting, numbers)
@@ -142,6 +187,11 @@ def _rows(plan: ProbePlan, tested: Found, task: Task) -> list[Compared]:
                 p_corrected=None,
                 detectable=found.detectable if np.isfinite(found.detectable) else None,
                 cells=dict(zip(names, found.cells, strict=True)),
+                worse_in=tuple(
+                    name
+                    for name, points, chance in zip(names, found.cells, found.cell_chances, strict=True)
+                    if points.value > 0 and chance <= LEVEL
+                ),
                 log_loss=log_loss,
                 calibration=calibration,
                 num_photos=len(numbers),
@@ -165,23 +215,20 @@ def _calibration(
 
 
 def _worth(plan: ProbePlan, rows: Sequence[Compared]) -> Iterable[Worth]:
-    """Read off the curve without samples, whose end is all real defects."""
+    """Read off the curve without samples, whose end is all real defects, for what is told to be better: by its
+    difference from that curve, so that a run of some folds and draws is held against the same ones."""
     errors = [row for row in rows if row.task == "error"]
     alone = {row.few: row.loss.value for row in errors if row.kind == "trad-aug"}
-    defects = sum(photo.defect_type != NORMAL for real in plan.folds for photo in real.train)
-    every = defects / sum(len(real.cells) for real in plan.folds)  # of a cell, on average
-    curve = {count or every: loss for count, loss in alone.items()}
+    sizes = [count for real in plan.folds for count in real.num_defects.values()]
+    curve = [(float(np.minimum(sizes, count or max(sizes)).mean()), loss) for count, loss in alone.items()]
     if len(curve) < 2:
         return
     for row in errors:
-        if row.kind == "samples" and row.few is not None:
-            found = worth(list(curve.items()), row.loss.value)
-            yield Worth(
-                source=row.source,
-                few=row.few,
-                more=None if found is None else max(0.0, found - row.few),
-                beyond=max(curve) - row.few,
-            )
+        if row.kind == "samples" and row.few is not None and row.gains:
+            own = float(np.minimum(sizes, row.few).mean())
+            found = worth(curve, alone[row.few] + row.points.value)
+            more = None if found is None else max(0.0, found - own)
+            yield Worth(source=row.source, few=row.few, more=more, beyond=max(curve)[0] - own)
 
 
 # ------------------------------------------------------------------------------------------------- words
@@ -197,7 +244,8 @@ def in_words(outcome: ProbeOutcome) -> list[str]:
             continue
         lines.append(_what_could_be_told(outcome, task, alone, judged))
         lines += [_line(row, len(judged)) for row in judged]
-        lines += _winner(task, judged)
+        best = next((one for one in outcome.best if one.task == task), None)
+        lines += _winner(task, best, judged)
     lines += words_of_worth(outcome.worth)
     lines += [_words_of_cost(cost) for cost in outcome.costs]
     return lines
@@ -215,11 +263,12 @@ def _what_could_be_told(
     line = f"{start}traditional augmentation alone has {_WHAT[task]} {_share(alone.loss)}."
     if not judged:
         return line
-    known = [row.detectable for row in judged if row.detectable is not None]
-    if len(known) < len(judged):
-        return f"{line} These photos are of too few groups to show any gain."
-    smallest = max(known)
-    share = smallest / alone.loss.value if alone.loss.value else 0.0
+    most = max(row.num_photos for row in judged)
+    known = [row.detectable for row in judged if row.num_photos == most]
+    smallest = min((one for one in known if one is not None), default=float("inf"))
+    if smallest >= alone.loss.value:
+        return f"{line} These photos are too few, or of too few groups, to show any gain."
+    share = smallest / alone.loss.value
     return (
         f"{line} The smallest gain that these photos could have shown is {100 * smallest:.1f} points ({share:.0%} "
         f"of it), in {POWER:.0%} of such tests."
@@ -231,25 +280,26 @@ def _line(row: Compared, num_judged: int) -> str:
     told = "lower" if row.gains else "higher" if row.loses else "no difference can be told"
     folds = f", in {row.num_folds} folds" if row.num_folds > 1 else ""
     line = (
-        f"{row.name}, {row.amount} for each real defect: {_WHAT[row.task]} {_share(row.loss)}, {_change(row)} "
-        f"against traditional augmentation{folds} (p = {row.p_corrected:.2g}{corrected}): {told}."
+        f"{row.name}, {row.amount} for each real defect ({row.num_samples:,}): {_WHAT[row.task]} "
+        f"{_share(row.loss)}, {_change(row)} against traditional augmentation{folds} "
+        f"(p = {row.p_corrected:.2g}{corrected}): {told}."
     )
-    worse = {cell: points for cell, points in row.cells.items() if points.low > 0}
-    if worse:
-        cells = ", ".join(f"{cell} {_points(points)}" for cell, points in worse.items())
-        line += f" It loses in {cells}."
+    if row.worse_in:
+        line += f" It loses in {', '.join(f'{cell} {_points(row.cells[cell])}' for cell in row.worse_in)}."
     return line
 
 
-def _winner(task: Task, judged: Sequence[Compared]) -> list[str]:
+def _winner(task: Task, best: Best | None, judged: Sequence[Compared]) -> list[str]:
     if len(judged) < 2:
         return []
-    first, second = sorted(judged, key=lambda row: row.points.value)[:2]
-    if not first.gains:
+    if best is None:
         return [f"No winner by {_WHAT[task]}: none is told to be better than traditional augmentation alone."]
-    ahead = 100 * (second.points.value - first.points.value)
+    line = f"The best by {_WHAT[task]} of those is {best.name}"
+    if best.points is None or best.p is None:
+        return [f"{line}; no photo tells it from {best.next}, the next."]
+    told = "" if best.p <= LEVEL else ": they cannot be told apart"
     return [
-        f"The best by {_WHAT[task]} is {first.name}; {second.name}, the next, is {ahead:.1f} points behind."
+        f"{line}; from {best.next}, the next, it is {_points(best.points)} away (p = {best.p:.2g}){told}."
     ]
 
 

@@ -108,6 +108,12 @@ class RealSet:
         own = (photo for photo in self.train if (photo.product, photo.defect_type) == (product, defect_type))
         return sorted(own, key=lambda photo: digest(self._name(photo.uri)))
 
+    @property
+    def num_defects(self) -> dict[tuple[str, str], int]:
+        """Training photos of each cell of defects."""
+        counts = count_cells(self.train)
+        return {cell: count for cell, count in counts.items() if cell[1] != NORMAL}
+
     def num_normals(self, product: str) -> int:
         return count_cells(self.train).get((product, NORMAL), 0)
 

@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from raygen import images
-from raygen.data.defects import load_photos, read_mask
+from raygen.data.defects import load_photos, mask_content, read_mask
 from raygen.data.photo import Photo
 from raygen.data.runs import ShardStats
 from raygen.errors import UserError
 from raygen.evaluate.alternatives import Alternative
 from raygen.evaluate.augmentation import augment_photo
 from raygen.evaluate.config import ProbeConfig
+from raygen.evaluate.feature_cache import within
 from raygen.evaluate.probe import balance
 from raygen.evaluate.probe_fits import SYNTHETIC_SHARE, draw
 from raygen.evaluate.probe_plan import Setting
@@ -67,7 +68,9 @@ class SegmentationInput(BaseModel):
 
     def key(self, config: ProbeConfig, extractor: str) -> str:
         """A digest of all that decides what comes of it."""
-        return digest(PROTOCOL, extractor, config.augmentations, self.model_dump_json())
+        masks = (mask_content(photo) for photo in (*self.train, *self.val, *self.test))
+        made = (alternative.key for alternative in self.alternatives.values())
+        return digest(PROTOCOL, extractor, config.augmentations, self.model_dump_json(), *masks, *made)
 
 
 class SegmentationResult(NamedTuple):
@@ -112,6 +115,9 @@ def segment_all(
         num_synthetic = 0
         if setting.kind == "samples":
             taken = _samples(data, setting)
+            if not len(taken.cells):  # a run without masks teaches pixels nothing
+                results.append(SegmentationResult([float("nan")] * len(test.cells), 0.5, len(train.cells), 0))
+                continue
             own = np.concatenate([part.cells for part in parts])
             there = set(taken.cells.tolist())
             shares = {c: 1 - SYNTHETIC_SHARE * (c in there) for c in np.unique(own).tolist()}
@@ -259,7 +265,7 @@ def _augmented(pictures: Pictures, count: int, seed: int) -> Pictures:
 
 
 def _samples(data: SegmentationInput, setting: Setting) -> Pictures:
-    """The samples of a setting, the same as the probe of whole images takes."""
+    """The samples of a setting, as the probe of whole images draws them; without those that have no mask."""
     found: list[Pictures] = []
     of_names: Mapping[tuple[str, str], NDArray[np.int64]] = {
         (part, mode): np.array(cells, np.int64)
@@ -281,9 +287,11 @@ def _samples(data: SegmentationInput, setting: Setting) -> Pictures:
             continue
         run = data.runs[part]
         for shard in run.shards:
-            names, pixels = read_pixels(run.uri, shard, set(cell_of), data.image_size, data.channels)
-            _, masks = read_masks(run.uri, shard, set(cell_of), data.image_size)
-            found.append(_with_defect(names, pixels, masks > 0, cell_of))
+            start = within(shard.sha256, "")
+            own = {name.removeprefix(start): cell for name, cell in wanted if name.startswith(start)}
+            names, pixels = read_pixels(run.uri, shard, own.keys(), data.image_size, data.channels)
+            _, masks = read_masks(run.uri, shard, own.keys(), data.image_size)
+            found.append(_with_defect(names, pixels, masks > 0, own))
     return Pictures(*(np.concatenate(fields) for fields in zip(*found, strict=True)))
 
 

@@ -8,13 +8,14 @@ are not drawn by themselves: each group is tested in one, and drawing both would
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import scipy.stats
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+K = TypeVar("K")
 
 LEVEL, POWER = 0.05, 0.8
 """Chance of a false alarm that is taken, two-sided; and of finding the smallest gain that is called detectable."""
@@ -36,6 +37,11 @@ class TestPhotos:
     def mean(self, losses: Floats) -> float:
         """The mean over cells of the mean of losses, (N,) or (N, S) of S seeds."""
         return float(self.by_cell(losses).mean())
+
+    def of(self, cell: int) -> "TestPhotos":
+        """Those of one cell."""
+        own = self.cell == cell
+        return TestPhotos(self.group[own], self.fold[own], np.zeros(int(own.sum()), np.int64))
 
     def by_cell(self, losses: Floats) -> Floats:
         """The mean of each cell's losses, (C,)."""
@@ -62,6 +68,7 @@ class Difference:
     p: float  # two-sided, by exchange of the two conditions group by group
     detectable: float  # the smallest difference that would be found in four of five such tests
     cells: Sequence[Interval]  # loss minus base of each cell
+    cell_chances: Sequence[float]  # of each, by exchange of its groups, corrected for their number
 
 
 def compare(
@@ -79,6 +86,11 @@ def compare(
     means = np.nanmean(losses, axis=2)
     points = means[:, 0] - means[:, 1]
     own, bases = photos.by_cell(loss), photos.by_cell(base)
+    differences = (loss - base).mean(axis=1)
+    chances = {
+        cell: exchange_test(photos.of(cell), differences[photos.cell == cell], seed)
+        for cell in range(len(own))
+    }
     value, of_base = float(own.mean()), float(bases.mean())
     return Difference(
         loss=_interval(value, means[:, 0]),
@@ -88,12 +100,13 @@ def compare(
             (value - of_base) / of_base if of_base else 0.0,
             np.divide(points, means[:, 1], out=np.zeros_like(points), where=means[:, 1] > 0),
         ),
-        p=exchange_test(photos, (loss - base).mean(axis=1), seed),
+        p=exchange_test(photos, differences, seed),
         detectable=_smallest_gain(photos, float(points.std(ddof=1)), LEVEL / num_comparisons),
         cells=[
             _interval(one, draws)
             for one, draws in zip(own - bases, (losses[:, 0] - losses[:, 1]).T, strict=True)
         ],
+        cell_chances=list(holm(chances).values()),
     )
 
 
@@ -125,10 +138,11 @@ def exchange_test(photos: TestPhotos, differences: Floats, seed: int = 0) -> flo
     return (reached + 1) / (_SIGNS + 1)
 
 
-def holm(chances: Mapping[str, float]) -> dict[str, float]:
+def holm(chances: Mapping[K, float]) -> dict[K, float]:
     """Chances corrected for being several (Holm 1979), by name, in their order."""
-    corrected, highest = {}, 0.0
-    for rank, name in enumerate(sorted(chances, key=chances.__getitem__)):
+    corrected: dict[K, float] = {}
+    highest = 0.0
+    for rank, name in enumerate(sorted(chances, key=lambda name: chances[name])):
         highest = max(highest, min(1.0, chances[name] * (len(chances) - rank)))
         corrected[name] = highest
     return {name: corrected[name] for name in chances}
@@ -156,15 +170,18 @@ def worth(points: Sequence[tuple[float, float]], error: float) -> float | None:
 def _smallest_gain(photos: TestPhotos, deviation: float, alpha: float) -> float:
     """The gain, the same for every photo, that the exchange of conditions finds with the chance POWER: where
     gain = z₁ √(deviation² + gain² Σ w²) + z₂ deviation. A gain is also spread in what it is held against, by the
-    more, the fewer groups there are; w is a group's share of the mean. Infinite where they are too few for any."""
+    more, the fewer groups there are; w is a group's share of the mean. Infinite where they are too few for any;
+    and at least what as many photos weigh as groups must differ, all one way, for a chance of alpha."""
     z1, z2 = scipy.stats.norm.ppf([1 - alpha / 2, POWER])
     counts = np.bincount(photos.cell)
     shares = np.bincount(photos.group, 1 / counts[photos.cell]) / np.count_nonzero(counts)
     left = 1 - z1**2 * np.square(shares).sum()
-    if left <= 0:
+    needed = int(np.ceil(1 - np.log2(alpha)))
+    if left <= 0 or np.count_nonzero(shares) < needed:
         return float("inf")
     root = np.sqrt(z2**2 - left * (z2**2 - z1**2))
-    return float(deviation * (z2 + root) / left)
+    lightest = 1 / counts.max() / np.count_nonzero(counts)
+    return max(float(deviation * (z2 + root) / left), float(needed * lightest))
 
 
 def _draw_means(photos: TestPhotos, losses: Floats, random: np.random.Generator) -> Floats:
