@@ -33,6 +33,8 @@ from numpy.typing import NDArray
 
 from raygen.checkpoint import CheckpointConfig, save_checkpoint
 from raygen.data.defects import list_defect_set, load_photos
+from raygen.data.folds import deal
+from raygen.evaluate.augmentation import augment_photo
 from raygen.evaluate.features import Lite0Features
 from raygen.evaluate.metrics import kernel_distance
 from raygen.families.copy_paste import CopyPaste
@@ -60,7 +62,7 @@ class Data:
         product = np.array([self.products.index(photo.product) for photo in self.photos])
         self.cell = product * len(self.types) + self.label
         self.num_cells = len(self.products) * len(self.types)
-        self.fold = split_groups(self.group, self.cell)
+        self.fold = deal(np.unique(self.group, return_inverse=True)[1], self.cell, NUM_FOLDS)
         self.pixels = load_photos(self.photos, size, 1)
 
     def cells(self) -> list[tuple[int, str, str]]:
@@ -81,36 +83,6 @@ class Data:
         return kept
 
 
-def split_groups(group: NDArray[Any], cell: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The fold of each photo: whole groups, the largest first, each to where its cells are rarest so far."""
-    names, members = np.unique(group, return_inverse=True)
-    shares = np.zeros((len(names), cell.max() + 1))
-    np.add.at(shares, (members, cell), 1)
-    shares /= shares.sum(axis=0)
-    held, folds = np.zeros((NUM_FOLDS, shares.shape[1])), np.zeros(len(names), np.int64)
-    for name in np.argsort(-shares.max(axis=1), kind="stable"):
-        costs = np.square(held + shares[name]).sum(axis=1) - np.square(held).sum(axis=1)
-        folds[name] = np.argmin(costs)
-        held[folds[name]] += shares[name]
-    return folds[members]
-
-
-def augment(pixels: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:
-    """Traditional augmentation of one image, (H, W, 1): mirrored, turned by up to 10 degrees, scaled and moved a
-    little, its brightness and contrast changed."""
-    side = len(pixels)
-    flipped = pixels[:: random.choice([1, -1]), :: random.choice([1, -1])]
-    centre = ((side - 1) / 2, (side - 1) / 2)
-    matrix = cv2.getRotationMatrix2D(centre, random.uniform(-10, 10), random.uniform(0.9, 1.1))
-    matrix[:, 2] += random.uniform(-0.06, 0.06, 2) * side
-    moved = cv2.warpAffine(
-        np.ascontiguousarray(flipped), matrix, (side, side), borderMode=cv2.BORDER_REFLECT_101
-    )
-    mean = moved.mean()
-    changed = (moved - mean) * random.uniform(0.85, 1.15) + mean + random.uniform(-12, 12)
-    return np.rint(changed.clip(0, 255)).astype(np.uint8)[:, :, None]
-
-
 class Bench:
     """What all settings have in common: features of photos and of their augmentation, and the baselines."""
 
@@ -128,7 +100,9 @@ class Bench:
             self.real[defects] = self.features(data.pixels[defects])
             return
         self.real = self.features(data.pixels)
-        self.augmented = self.features(np.stack([augment(data.pixels[row], random) for row in self.sources]))
+        self.augmented = self.features(
+            np.stack([augment_photo(data.pixels[row], random)[0] for row in self.sources])
+        )
 
     def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(N, H, W, 1) -> (N, 1280)."""
