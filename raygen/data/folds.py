@@ -19,13 +19,11 @@ TEST, VAL, TRAIN = "test", "val", "train"
 
 @dataclass(frozen=True)
 class Folds:
-    """The photos of a set, each with its group, and the fold that it is tested in."""
+    """The photos of a set, each with its group, and the fold that it is tested in; arrays are (N,)."""
 
     photos: tuple[Photo, ...]
-    tested: NDArray[np.int64]  # (N,), 0 … num_folds - 1
-    may_validate: NDArray[
-        np.bool_
-    ]  # (N,): whether it chooses, rather than teaches, in the fold before its own
+    tested: NDArray[np.int64]  # 0 … num_folds - 1
+    may_validate: NDArray[np.bool_]  # whether it chooses, rather than teaches, in the fold before its own
     num_folds: int
 
     @classmethod
