@@ -7,11 +7,11 @@ import pytest
 
 from raygen.evaluate.statistics import (
     POWER,
+    Interval,
     TestPhotos,
     compare,
     exchange_test,
     holm,
-    mean_interval,
     worth,
 )
 
@@ -21,9 +21,14 @@ def photos_of(num_groups: int, group_size: int = 1, num_cells: int = 1, num_fold
     return TestPhotos(group=group, fold=group % num_folds, cell=group // num_folds % num_cells)
 
 
+def interval_of(photos: TestPhotos, losses: np.ndarray) -> Interval:
+    """Of the mean loss."""
+    return compare(photos, losses, np.zeros_like(losses)).loss
+
+
 def test_the_interval_of_a_plain_mean_is_the_textbooks() -> None:
     losses = np.random.default_rng(0).normal(0.3, 0.1, 400)
-    found = mean_interval(photos_of(400), losses[:, None])
+    found = interval_of(photos_of(400), losses[:, None])
     half = 1.96 * losses.std() / 20
     assert found.value == pytest.approx(losses.mean())
     assert [found.low, found.high] == pytest.approx(
@@ -33,8 +38,8 @@ def test_the_interval_of_a_plain_mean_is_the_textbooks() -> None:
 
 def test_photos_of_one_group_count_once() -> None:
     one = np.random.default_rng(0).normal(0.3, 0.1, 50)
-    alone = mean_interval(photos_of(50), one[:, None])
-    ten_times = mean_interval(photos_of(50, 10), np.repeat(one, 10)[:, None])
+    alone = interval_of(photos_of(50), one[:, None])
+    ten_times = interval_of(photos_of(50, 10), np.repeat(one, 10)[:, None])
     assert ten_times.high - ten_times.low == pytest.approx(alone.high - alone.low, rel=0.1)
 
 
@@ -43,7 +48,7 @@ def test_seeds_that_differ_widen_the_interval() -> None:
     rng = np.random.default_rng(0)
     shift = rng.normal(0, 0.1, (5, 3))[photos.fold]  # of a whole fold's training
     calm = rng.normal(0.3, 0.01, (200, 3))
-    found = mean_interval(photos, calm + shift)
+    found = interval_of(photos, calm + shift)
     # The variance of a fold's mean over 3 seeds, by the draws of 3 of them, and of the mean over 5 folds.
     expected = 1.96 * np.sqrt(np.mean([shift[photos.fold == f][0].var() / 3 for f in range(5)]) / 5)
     assert (found.high - found.low) / 2 == pytest.approx(expected, rel=0.15)

@@ -65,9 +65,9 @@ class ProbeInputs:
             part for setting in work.settings if setting.source for part in self.plan.parts(setting.source)
         }
         made = {}
-        for family in used & set(self.plan.alternatives):
-            alternative = self.alternative(family, work)
-            made[family] = Source(key=digest(*self.size, alternative.key), alternative=alternative)
+        for name in used & set(self.plan.alternatives):
+            alternative = self.alternative(name, work)
+            made[name] = Source(key=digest(*self.size, alternative.key), alternative=alternative)
         return made
 
     def counts(self, work: Work) -> dict[int, int]:

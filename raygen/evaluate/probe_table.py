@@ -70,7 +70,7 @@ class ProbeTable:
     """The probes of an evaluation, to be fitted.
 
     Raises:
-        UserError: the network's packages or weights are missing, or an alternative is none.
+        UserError: the network's packages or weights are missing.
     """
 
     def __init__(
@@ -156,12 +156,12 @@ class ProbeTable:
     def costs(self) -> list[Cost]:
         """What each source took, mixes aside."""
         found = []
-        for family in self.plan.alternatives:
+        for name in self.plan.alternatives:
             works = [work for work in self.plan.works if work.few is None]
             if works:
-                alternative = self.inputs.alternative(family, works[0])
+                alternative = self.inputs.alternative(name, works[0])
                 hours = self._seconds_to_make(alternative) / 3600
-                cost = Cost(source=family, training=0.0, thousand_samples=1000 * hours / len(alternative))
+                cost = Cost(source=name, training=0.0, thousand_samples=1000 * hours / len(alternative))
                 found.append(cost)
         for name in self.config.probe_runs:
             runs = {one.uri: one for (of, *_), one in self.plan.runs.items() if of == name}.values()

@@ -110,12 +110,6 @@ def compare(
     )
 
 
-def mean_interval(photos: TestPhotos, losses: Floats, seed: int = 0) -> Interval:
-    """The mean loss over cells, (N, S) given, with its interval."""
-    draws = np.nanmean(_draw_means(photos, losses[None], np.random.default_rng(seed))[:, 0], axis=1)
-    return _interval(photos.mean(losses), draws)
-
-
 def exchange_test(photos: TestPhotos, differences: Floats, seed: int = 0) -> float:
     """The chance of a mean difference as large, in either direction, if the two conditions were alike: all photos
     of a group exchange them, or none do. Every pattern is tried where groups are few, else 10,000 at random.
