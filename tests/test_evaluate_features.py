@@ -17,11 +17,11 @@ from raygen.evaluate import on_ray
 from raygen.evaluate.config import EvaluateConfig
 from raygen.evaluate.distance_table import DistanceTable
 from raygen.evaluate.features import extract
-from raygen.evaluate.metrics import kernel_distance
 from raygen.evaluate.own_features import OwnFeatures, own_key, train_own
-from raygen.evaluate.pixel_features import PixelFeatures
 from raygen.evaluate.plan import EvaluationPlan
 from raygen.generate.config import GenerateConfig
+from raygen.metrics import kernel_distance
+from raygen.pixel_features import PixelFeatures
 from raygen.records import NORMAL
 
 CPU = torch.device("cpu")

@@ -26,6 +26,8 @@ LAYERS = [
         "learned",
         "depth",
         "pretrained",
+        "metrics",
+        "pixel_features",
     },
     {"config", "resources", "on_ray"},
     {"data"},

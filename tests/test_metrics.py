@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from raygen.evaluate.metrics import (
+from raygen.metrics import (
     clustered_distance,
     copy_rate,
     density_coverage,

@@ -10,8 +10,8 @@ from raygen.data.photo import Photo
 from raygen.data.runs import ShardStats
 from raygen.evaluate.config import FeatureConfig
 from raygen.evaluate.features import PERCEPTUAL, extract
-from raygen.evaluate.metrics import ClusteredDistance, clustered_distance
 from raygen.evaluate.samples import read_pixels
+from raygen.metrics import ClusteredDistance, clustered_distance
 
 
 class Clustering(NamedTuple):

@@ -6,7 +6,8 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from raygen.evaluate.config import DistanceConfig
-from raygen.evaluate.metrics import (
+from raygen.evaluate.samples import GUIDANCES, Guidance
+from raygen.metrics import (
     Features,
     copy_rate,
     density_coverage,
@@ -15,7 +16,6 @@ from raygen.evaluate.metrics import (
     kernel_interval,
     precision_recall,
 )
-from raygen.evaluate.samples import GUIDANCES, Guidance
 
 ALL = "all"
 """Every product, or every defect type."""

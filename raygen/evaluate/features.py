@@ -16,8 +16,8 @@ from raygen import images
 from raygen.errors import UserError
 from raygen.evaluate.config import FeatureConfig
 from raygen.evaluate.own_features import OwnFeatures
-from raygen.evaluate.pixel_features import PixelFeatures
 from raygen.extras import require
+from raygen.pixel_features import PixelFeatures
 from raygen.pretrained import Lite0, Lite0Features, local_file, parse_weights, read_weights, sha256, to_rgb
 from raygen.records import digest
 

@@ -10,10 +10,10 @@ from raygen import images
 from raygen.data.defects import load_photos, read_mask
 from raygen.data.photo import Photo
 from raygen.data.runs import ShardStats
-from raygen.evaluate.metrics import Features, nearest
 from raygen.evaluate.on_ray import Selection, read_samples, run_on_features
 from raygen.evaluate.plan import EvaluationPlan
 from raygen.evaluate.samples import Sample, read_masks, read_pixels
+from raygen.metrics import Features, nearest
 from raygen.records import Mode
 from raygen.show import draw_sheet
 

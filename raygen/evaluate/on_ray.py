@@ -25,11 +25,11 @@ from raygen.evaluate.config import DownstreamConfig, FeatureConfig, ProbeConfig
 from raygen.evaluate.downstream import DownstreamData, Fit, FitResult, run_fit
 from raygen.evaluate.feature_cache import Cache, Source
 from raygen.evaluate.features import Extractor, extract
-from raygen.evaluate.metrics import ClusteredDistance
 from raygen.evaluate.own_features import train_own
 from raygen.evaluate.probe_fits import ProbeInput, ProbeResult, fit_probes_of
 from raygen.evaluate.samples import Chosen, Sample, read_pixels
 from raygen.evaluate.segmentation import SegmentationInput, SegmentationResult, segment_all
+from raygen.metrics import ClusteredDistance
 from raygen.on_ray import ALLOCATOR, Stage, chain_stages, living_nodes, prepare_data
 from raygen.relay import tells
 from raygen.resources import plan_resources

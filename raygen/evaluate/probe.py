@@ -10,7 +10,7 @@ import scipy.optimize
 import scipy.special
 from numpy.typing import NDArray
 
-from raygen.evaluate.metrics import Features
+from raygen.metrics import Features
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -36,12 +36,12 @@ from raygen.data.defects import list_defect_set, load_photos
 from raygen.data.folds import deal
 from raygen.evaluate.augmentation import augment_photo
 from raygen.evaluate.features import Lite0Features
-from raygen.evaluate.metrics import kernel_distance
 from raygen.families.copy_paste import CopyPaste
 from raygen.families.copy_paste.collector import CopyPasteCollector
 from raygen.families.copy_paste.config import CopyPasteConfig
 from raygen.families.family import Taken, Views
 from raygen.families.recipes import SamplingConfig
+from raygen.metrics import kernel_distance
 from raygen.records import MODES, NORMAL, Mode, SampleRequest, digest
 
 STRENGTHS = (3e-4, 3e-3)  # of the regularisation: the mean loss + this × |W|²

@@ -43,7 +43,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric  # noqa: E402
 from raygen import images  # noqa: E402
 from raygen.evaluate.classifier import TimmBackbone  # noqa: E402
 from raygen.evaluate.features import LPIPS, Inception  # noqa: E402
-from raygen.evaluate.metrics import frechet_distance, kernel_distance, precision_recall  # noqa: E402
+from raygen.metrics import frechet_distance, kernel_distance, precision_recall  # noqa: E402
 
 worst = 0.0
 
