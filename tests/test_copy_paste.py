@@ -22,9 +22,9 @@ from raygen.families.copy_paste.blending import blend
 from raygen.families.copy_paste.collector import cutouts_of, orientation
 from raygen.families.copy_paste.config import CopyPasteConfig, CutConfig, LatentConfig, VaryConfig
 from raygen.families.copy_paste.cutouts import Refused, cut
-from raygen.families.copy_paste.inpainting import FILLS, membrane
 from raygen.families.copy_paste.warping import draw_pose, prepare, warp
 from raygen.families.family import Made, Views, stream
+from raygen.families.inpainting import FILLS, membrane
 from raygen.families.recipes import SamplingConfig
 from raygen.generate.config import ComputeConfig, GenerateConfig
 from raygen.generate.on_ray import _compute

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from raygen.families.copy_paste.inpainting import membrane
 from raygen.families.copy_paste.warping import Warped
+from raygen.families.inpainting import membrane
 from raygen.families.masks import Floats
 
 BLENDS = ("residual", "poisson", "paste")

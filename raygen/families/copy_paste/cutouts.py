@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raygen.families.copy_paste.config import CutConfig
-from raygen.families.copy_paste.inpainting import FILLS
+from raygen.families.inpainting import FILLS
 from raygen.families.masks import Floats, Mask
 
 _MARGIN = 32  # pixels around a hole that its background is guessed from
