@@ -10,8 +10,11 @@ import pyarrow as pa
 
 from raygen.errors import UserError
 
-Mode = Literal["latent", "reference"]
+Mode = Literal["latent", "reference", "restyled"]
+"""Where a defect is from: drawn by the seed; a reference's; or a reference's content in a style that is drawn."""
+
 MODES: tuple[Mode, ...] = ("latent", "reference")
+"""What every family is asked for by default, and what is trained and evaluated."""
 
 Layout = Literal["parquet", "webdataset", "png"]
 """The form of a shard at rest."""
@@ -104,7 +107,7 @@ SCORES: dict[str, str] = {
     "mask_area": "0..1: share of the window that the mask covers",
     "contrast": "grey levels -255..255: mean inside the mask minus mean around it; < 0 = darker",
     "novelty": "distance of its content to the nearest reference's, over the median one between two references: "
-    "0 = a copy, 1 = as new as a reference; null when reference-guided, which takes its content over",
+    "0 = a copy, 1 = as new as a reference; null of a reference's own content",
 }
 """How good a sample is, as columns: their ranges and meanings. Null where the checkpoint cannot tell."""
 

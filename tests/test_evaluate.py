@@ -13,7 +13,7 @@ from torch import nn
 from raygen import images
 from raygen.config import load_config
 from raygen.data.photo import Photo
-from raygen.data.runs import read_manifest
+from raygen.data.runs import read_manifest, read_shard
 from raygen.demo import CHECKPOINT
 from raygen.errors import UserError
 from raygen.evaluate.classifier import Classifier, GradientReversal, augment, domain_head
@@ -311,6 +311,41 @@ def test_a_run_without_a_mode_or_a_product_leaves_out_what_needs_them(folder: Pa
     assert {fit.condition for fit in plan.fits if fit.run == "latent"} == {"latent"}
     assert {fit.scope for fit in plan.fits if fit.run == "two"} == set(PRODUCTS[:2])
     assert any("two has no samples of woven_fabric/scratches/latent" in line for line in plan.caveats())
+
+
+def test_a_third_mode_leaves_the_others_as_they_are_and_is_not_looked_at(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Its rows name their references; the report says that they are there."""
+    output = str(tmp_path / "run")
+    manifest = write_run(
+        GenerateConfig(
+            pool=str(folder / "pool.csv"),
+            output=output,
+            checkpoint=CHECKPOINT,
+            modes=("latent", "reference", "restyled"),
+            normals_per_shard=4,
+        )
+    )
+    old = read_manifest(str(folder / "run"))
+    assert old is not None
+    rows, before = (
+        {row["sample_id"]: row for stats in shards for row in read_shard(uri, stats).to_pylist()}
+        for uri, shards in ((output, manifest.shards), (str(folder / "run"), old.shards))
+    )
+    same = ("image_sha256", "mask_sha256", "seed", "reference_uri")
+    assert all(
+        [rows[name][key] for key in same] == [row[key] for key in same] for name, row in before.items()
+    )
+    new = [row for name, row in rows.items() if name not in before]
+    assert len(new) == len(before) // 2
+    assert {row["mode"] for row in new} == {"restyled"}
+    assert all(row["reference_uri"] and row["novelty"] is None for row in new)
+
+    plan = EvaluationPlan.prepare(config_of(folder, runs={"ours": output}))
+    assert {row.what for row in plan.comparisons if row.run == "ours"} == {"latent", "reference", "mix"}
+    assert {mode for *_, mode in plan.chosen["ours"].cells} == {"latent", "reference"}
+    assert "ours: its restyled samples are not looked at." in plan.caveats()
 
 
 def test_a_mix_is_no_larger_than_its_modes(folder: Path) -> None:

@@ -16,9 +16,9 @@ from raygen.families.dtgan.networks import Generator, MappingNetwork
 from raygen.families.dtgan.sizes import DTGANConfig
 from raygen.generate.config import GenerateConfig
 from raygen.images import to_model
-from raygen.records import MODES, SampleRequest, plan_requests
+from raygen.records import MODES, SCORES, SampleRequest, plan_requests
 
-REQUESTS = plan_requests(surfaces.DEFECT_TYPES, MODES, 2)
+REQUESTS = plan_requests(surfaces.DEFECT_TYPES, (*MODES, "restyled"), 2)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_a_sample_has_the_same_bits_wherever_it_stands(checkpoint: Checkpoint) -
 
 
 def test_samples_are_those_of_the_plain_networks(checkpoint: Checkpoint) -> None:
-    """Four plain forward passes, one sample at a time, with the z, noise and reference of the same seed."""
+    """Plain forward passes, one sample at a time, with the z, noise and reference of the same seed."""
     sizes = DTGANConfig(**checkpoint.config.model)
     plain, mapping = Generator(sizes), MappingNetwork(sizes)
     weights = checkpoint.tensors(GENERATOR)
@@ -75,19 +75,23 @@ def test_samples_are_those_of_the_plain_networks(checkpoint: Checkpoint) -> None
     for row in range(len(normals)):
         x = to_model(torch.from_numpy(normals[row : row + 1]))
         for column, request in enumerate(REQUESTS):
-            stream = np.random.Generator(np.random.Philox(key=int(seeds[row, column])))
+            seed = int(seeds[row, column])
+            stream = np.random.Generator(np.random.Philox(key=seed))
+            key = seed + 2**63 if request.mode == "restyled" else seed
+            of_mapping = np.random.Generator(np.random.Philox(key=key))
+            drawn = torch.from_numpy(of_mapping.standard_normal((1, 16 + mapping.noise_size), np.float32))
+            domain = torch.tensor([1 + surfaces.DEFECT_TYPES.index(request.defect_type)])
+            with torch.no_grad():
+                style, content = mapping(drawn[:, :16], domain, drawn[:, 16:])
             if request.mode == "latent":
-                drawn = torch.from_numpy(stream.standard_normal(16 + mapping.noise_size, np.float32))[None]
-                domain = torch.tensor([1 + surfaces.DEFECT_TYPES.index(request.defect_type)])
-                with torch.no_grad():
-                    style, content = mapping(drawn[:, :16], domain, drawn[:, 16:])
                 assert made.references[row, column] == -1
             else:
                 of_type = [
                     i for i, r in enumerate(checkpoint.references) if r.defect_type == request.defect_type
                 ]
                 chosen = of_type[stream.integers(len(of_type))]
-                style, content = codes["style"][[chosen]], codes["content"][[chosen]]
+                content = codes["content"][[chosen]]
+                style = codes["style"][[chosen]] if request.mode == "reference" else style
                 assert made.references[row, column] == chosen
             with torch.no_grad():
                 expected = plain(x, style, content).clamp(-1, 1).add(1).mul(127.5)[0].permute(1, 2, 0).numpy()
@@ -102,6 +106,19 @@ def test_every_seed_makes_its_own_sample(checkpoint: Checkpoint) -> None:
     samples = made.reshape(-1, TINY.image_size**2).astype(int)
     for i, j in itertools.combinations(range(len(samples)), 2):
         assert np.abs(samples[i] - samples[j]).mean() > 1  # grey levels
+
+
+def test_a_restyled_sample_is_one_reference_s_content_in_many_styles(checkpoint: Checkpoint) -> None:
+    normals, _ = inputs(1)
+    request, seeds = SampleRequest("spots", "restyled", 0), np.arange(40)[:, None]
+    made = make_samples(generator_of(checkpoint), np.repeat(normals, 40, axis=0), seeds, [request]).made
+    assert np.isnan(made.scores[:, 0, list(SCORES).index("novelty")]).all()  # its content is not new
+    assert made.masks.any()
+    pixels = made.pixels[:, 0].astype(int)
+    again = [np.flatnonzero(made.references == row)[:2] for row in np.unique(made.references)]
+    pairs = [pair for pair in again if len(pair) == 2]
+    assert pairs
+    assert all(np.abs(pixels[i] - pixels[j]).mean() > 1 for i, j in pairs)  # grey levels
 
 
 def test_every_reference_of_the_type_is_drawn(checkpoint: Checkpoint) -> None:

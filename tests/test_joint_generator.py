@@ -22,7 +22,7 @@ from raygen.generate.stages import GenerateActor, read_planned
 from raygen.images import to_model
 from raygen.records import MODES, SCORES, SampleRequest, plan_requests
 
-REQUESTS = plan_requests(surfaces.DEFECT_TYPES, MODES, 1)
+REQUESTS = plan_requests(surfaces.DEFECT_TYPES, (*MODES, "restyled"), 1)
 SIZES = {rung: replace(TINY, background_skip=False, **LADDER[rung]) for rung in "ad"}
 
 
@@ -68,16 +68,20 @@ def test_samples_are_those_of_the_plain_networks(checkpoint: Checkpoint) -> None
     made = make_samples(generator_of(checkpoint), normals, seeds, REQUESTS).made
     for row, column in np.ndindex(seeds.shape):
         request = REQUESTS[column]
-        stream = np.random.Generator(np.random.Philox(key=int(seeds[row, column])))
+        seed = int(seeds[row, column])
+        stream = np.random.Generator(np.random.Philox(key=seed))
+        key = seed + 2**63 if request.mode == "restyled" else seed
+        of_mapping = np.random.Generator(np.random.Philox(key=key))
+        drawn = torch.from_numpy(of_mapping.standard_normal(16 + mapping.noise_size, np.float32))[None]
+        domain = torch.tensor([1 + surfaces.DEFECT_TYPES.index(request.defect_type)])
+        style, content = mapping(drawn[:, :16], domain, drawn[:, 16:])
         if request.mode == "latent":
-            drawn = torch.from_numpy(stream.standard_normal(16 + mapping.noise_size, np.float32))[None]
-            domain = torch.tensor([1 + surfaces.DEFECT_TYPES.index(request.defect_type)])
-            style, content = mapping(drawn[:, :16], domain, drawn[:, 16:])
             assert made.references[row, column] == -1
         else:
             of_type = [i for i, r in enumerate(checkpoint.references) if r.defect_type == request.defect_type]
             chosen = of_type[stream.integers(len(of_type))]
-            style, content = codes["style"][[chosen]], codes["content"][[chosen]]
+            content = codes["content"][[chosen]]
+            style = codes["style"][[chosen]] if request.mode == "reference" else style
             assert made.references[row, column] == chosen
         x = to_model(torch.from_numpy(normals[row : row + 1]))
         expected = plain(x, style, content).clamp(-1, 1).add(1).mul(127.5)[0].permute(1, 2, 0).numpy()

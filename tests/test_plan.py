@@ -1,18 +1,20 @@
 """The plan is cut once, frozen, and a run folder belongs to one run."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 
 import pyarrow.parquet as pq
 import pytest
-from factories import write_checkpoint, write_pool
+from factories import TINY, write_checkpoint, write_pool
 
 from raygen import __version__, storage
 from raygen.checkpoint import load_checkpoint
 from raygen.data.runs import read_run
 from raygen.errors import UserError
+from raygen.families.dtgan.sizes import LADDER
 from raygen.generate.config import GenerateConfig
-from raygen.generate.plan import draft_run, open_run, read_plan, unseen_products
+from raygen.generate.plan import choose_requests, draft_run, open_run, read_plan, unseen_products
 from raygen.records import PLAN_SCHEMA
 
 
@@ -109,6 +111,23 @@ def test_requests_that_the_checkpoint_cannot_meet(tmp_path) -> None:
         open_run(config_of(str(tmp_path), defect_types=("dents",)), checkpoint)
     run = open_run(config_of(str(tmp_path), defect_types=("spots",), modes=("latent",)), checkpoint)
     assert len(run.requests) == 1
+
+
+def test_only_what_has_style_and_content_apart_is_restyled(tmp_path) -> None:
+    config = config_of(str(tmp_path), modes=("latent", "restyled"), masks=False)
+    sizes = {rung: replace(TINY, background_skip=False, **LADDER[rung]) for rung in "abg"}
+    there = {rung: write_checkpoint(str(tmp_path / rung), sizes[rung]) for rung in sizes}
+    for rung in "bg":
+        requests = choose_requests(config, there[rung])
+        assert [request.mode for request in requests] == 2 * ["latent", "restyled"]
+    for checkpoint in (there["a"], load_checkpoint("null:32x1")):
+        with pytest.raises(
+            UserError, match=r'makes no restyled samples; set modes = \["latent", "reference"\]'
+        ):
+            choose_requests(config, checkpoint)
+    bare = write_checkpoint(str(tmp_path / "bare"), num_references=0)
+    with pytest.raises(UserError, match=r"holds no references of 'scratches'; set modes"):
+        choose_requests(config, bare)
 
 
 def test_a_job_needs_no_installed_raygen(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

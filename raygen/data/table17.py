@@ -18,7 +18,8 @@ MVTEC_TYPES: Mapping[str, Mapping[str, Mapping[str, str]]] = {
         },
         "cut": {"scratches": "000-018"},
         "fold": {"scratches": "000-006 009-016"},
-        # The table has 009 in both columns; a photo has one type here, the first.
+        # The table has 009 in both columns, and counts it in both sums (48 and 39). The paper's classes exclude
+        # one another (Section 4), and a photo has one type here: the first.
         "glue": {"scratches": "003 009 010 016 017", "spots": "000-002 005-009 011-015 018"},
         "poke": {"spots": "000-017"},
     },

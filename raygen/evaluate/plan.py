@@ -155,6 +155,8 @@ class EvaluationPlan:
             missing = ["/".join(cell) for cell in missing if cell not in one.cells]
             if missing:
                 found.append(f"{name} has no samples of {', '.join(missing)}: what needs them is left out.")
+            if others := {request.mode for request in one.run.requests} - set(MODES):
+                found.append(f"{name}: its {', '.join(sorted(others))} samples are not looked at.")
         if unknown := [name for name, one in self.chosen.items() if one.learned is None]:
             found.append(
                 f"{', '.join(unknown)}: made by a checkpoint without a record of what it learned from: whether it "

@@ -115,7 +115,7 @@ def choose_samples(
     if not cells:
         raise UserError(
             f"runs.{name} = {uri}: no samples of {', '.join(sorted({'/'.join(cell[:2]) for cell in wanted}))}; "
-            "it was made for other products or defect types than the defect set's"
+            "it was made for other products, defect types or modes than are looked at"
         )
     return Chosen(name, uri, run, manifest, cells, _read_learned(uri, run))
 

@@ -133,12 +133,19 @@ def choose_requests(config: GenerateConfig, checkpoint: Checkpoint) -> tuple[Sam
     """What is made for one normal.
 
     Raises:
-        UserError: a defect type that the checkpoint does not know, or has no references of; masks of one that
-            has no defect layers; or a judge that is none, or does not know a type.
+        UserError: a mode that the checkpoint does not have; a defect type that it does not know, or has no
+            references of; masks of one that has no defect layers; or a judge that is none, or does not know a
+            type.
     """
     family = family_of(checkpoint)
     family.refuse(checkpoint, config)
     _refuse_other_pools(config, checkpoint)
+    modes = family.modes(checkpoint)
+    for name in config.modes:
+        if name not in modes:
+            raise UserError(
+                f"modes: {checkpoint.uri} makes no {name} samples; set modes = {json.dumps(modes)}"
+            )
     known = checkpoint.config.defect_types
     for name in config.defect_types:
         if name not in known:
@@ -146,7 +153,7 @@ def choose_requests(config: GenerateConfig, checkpoint: Checkpoint) -> tuple[Sam
                 f"defect_types: {name!r} is unknown to {checkpoint.uri}; it knows {', '.join(known)}"
             )
     wanted = config.defect_types or known
-    if "reference" in config.modes and family.needs_references:
+    if config.modes != ("latent",) and family.needs_references:
         for name in wanted:
             if not any(item.defect_type == name for item in checkpoint.references):
                 raise UserError(f'{checkpoint.uri} holds no references of {name!r}; set modes = ["latent"]')
@@ -222,7 +229,7 @@ def _refuse_large_shards(config: GenerateConfig, checkpoint: Checkpoint, num_req
 def _check_references(config: GenerateConfig, checkpoint: Checkpoint, run: Run) -> None:
     """Raises UserError if `reference_products` leaves a normal without references to guide its samples."""
     wanted = config.reference_products
-    if wanted == "any" or "reference" not in config.modes or not family_of(checkpoint).needs_references:
+    if wanted == "any" or config.modes == ("latent",) or not family_of(checkpoint).needs_references:
         return
     there = {(item.product.casefold(), item.defect_type) for item in checkpoint.references}
     for defect_type in dict.fromkeys(request.defect_type for request in run.requests):

@@ -5,6 +5,7 @@ from raygen.errors import UserError
 from raygen.families.dtgan.config import DTGANTrainConfig
 from raygen.families.family import DefectGenerator, Family, Trainer
 from raygen.families.recipes import SamplingConfig
+from raygen.records import MODES, Mode
 
 
 class DTGAN(Family):
@@ -26,6 +27,10 @@ class DTGAN(Family):
         from raygen.families.dtgan.generator import DTGANGenerator
 
         return DTGANGenerator(checkpoint, config)
+
+    def modes(self, checkpoint: Checkpoint) -> tuple[Mode, ...]:
+        # Ladder (a) has no content that could be restyled.
+        return (*MODES, "restyled") if checkpoint.config.model.get("content", True) else MODES
 
     def refuse(self, checkpoint: Checkpoint, config: SamplingConfig) -> None:
         if config.masks and is_joint(checkpoint.config):

@@ -1,6 +1,6 @@
 """A seed's style and content: drawn by the mapping network, or taken from the reference bank."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ class Codes:
         self.references = checkpoint.references
         self.config = config
 
-    def draw(self, defect_type: str, seeds: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+    def draw(self, defect_type: str, seeds: Iterable[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Style and content, M rows each, from the mapping network; z and the per-pixel noise come from each
         seed's own stream (Philox: the same numbers on every machine)."""
         parts = [self.sizes.latent_dim, self.sizes.noise_size]
@@ -38,6 +38,11 @@ class Codes:
         z, noise = self.batches.pad(torch.from_numpy(drawn).to(self.batches.device)).split(parts, dim=1)
         with self.batches.autocast():
             return self.mapping.for_domain(z, self.domains[defect_type], noise)
+
+    def draw_style(self, defect_type: str, seeds: Iterable[int]) -> torch.Tensor:
+        """A style alone, for a reference's content. Its stream is that of bit 63, which no seed has: by the seed's
+        own, which chooses the reference, each reference would have styles of its own."""
+        return self.draw(defect_type, [int(seed) | 1 << 63 for seed in seeds])[0]
 
     def choose(
         self, defect_type: str, seeds: NDArray[np.int64], products: Sequence[str]

@@ -27,13 +27,13 @@ class _Drawn(NamedTuple):
     """Defects before they are put on anything."""
 
     layer: torch.Tensor  # (M, C or C + 1, H, W)
-    content: torch.Tensor | None  # (M, content_channels, 16, 16); None where it is a reference's
+    content: torch.Tensor | None  # (M, content_channels, 16, 16), if new; None where it is a reference's
     references: NDArray[np.int64]  # (n,)
 
 
 class DTGANGenerator(TakesPhotographs):
-    """DT-GAN for inference: x̃ = B(x) + F(s, c), B once per view, F once per latent-guided sample, and the layers
-    of the reference bank, which depend on no normal, once per checkpoint.
+    """DT-GAN for inference: x̃ = B(x) + F(s, c), B once per view, F once per latent-guided or restyled sample, and
+    the layers of the reference bank, which depend on no normal, once per checkpoint.
 
     Every forward pass has M = `micro_batch` rows, see `MicroBatches`.
     """
@@ -46,8 +46,10 @@ class DTGANGenerator(TakesPhotographs):
         generator = load_weights(Generator(self.sizes), checkpoint, "generator")
         self.folded = FoldedGenerator(generator).to(self.device)
         self.codes = Codes(checkpoint, config, self.sizes, self.batches)
+        styles, contents = read_bank(checkpoint, self.sizes)
         # F(s, c) of every reference in the bank: (references, C or C + 1, H, W)
-        self.reference_layers = self.batches.run(self.folded.defect_layer, *read_bank(checkpoint, self.sizes))
+        self.reference_layers = self.batches.run(self.folded.defect_layer, styles, contents)
+        self.reference_contents = contents.to(self.device)
         if config.masks:
             self.bare_layers = {name: self._bare_layer(name) for name in checkpoint.config.defect_types}
             self.reference_defects = self._reference_defects()
@@ -72,7 +74,7 @@ class DTGANGenerator(TakesPhotographs):
         nowhere = np.zeros(views.pixels.shape[:3], bool)
         masks, weights = Defects(nowhere, nowhere.astype(np.float32))
         if self.config.masks:
-            found = self._find(drawn, request.defect_type, num_rows)
+            found = self._find(drawn, request, num_rows)
             masks, weights = confine(found, views.allowed, fade_edges=self.config.native)
         layer, on = drawn.layer, views.backgrounds
         if self.config.composition == "residual":
@@ -127,8 +129,13 @@ class DTGANGenerator(TakesPhotographs):
                 layer = self.folded.defect_layer(style, content)
             return _Drawn(layer.float(), content.float(), np.full(len(seeds), -1))
         chosen = self.codes.choose(request.defect_type, seeds, products)
-        layer = self.reference_layers[torch.from_numpy(chosen).to(self.device)]
-        return _Drawn(self.batches.pad(layer), None, chosen)
+        rows = torch.from_numpy(chosen).to(self.device)
+        if request.mode == "reference":
+            return _Drawn(self.batches.pad(self.reference_layers[rows]), None, chosen)
+        with self.batches.autocast():
+            style = self.codes.draw_style(request.defect_type, seeds)
+            layer = self.folded.defect_layer(style, self.batches.pad(self.reference_contents[rows]))
+        return _Drawn(layer.float(), None, chosen)
 
     # ----------------------------------------------------------------------------------------------- masks
 
@@ -165,9 +172,9 @@ class DTGANGenerator(TakesPhotographs):
             )
         return found
 
-    def _find(self, drawn: _Drawn, defect_type: str, num_rows: int) -> Defects:
+    def _find(self, drawn: _Drawn, request: SampleRequest, num_rows: int) -> Defects:
         """Where the first `num_rows` defects are."""
-        if drawn.content is None:
+        if request.mode == "reference":
             masks, weights = self.reference_defects
             return Defects(masks[drawn.references], weights[drawn.references])
-        return find_defects(self._strength(drawn.layer[:num_rows], defect_type), self.config.mask)
+        return find_defects(self._strength(drawn.layer[:num_rows], request.defect_type), self.config.mask)

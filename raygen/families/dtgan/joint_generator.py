@@ -62,4 +62,6 @@ class JointDTGANGenerator(TakesPhotographs):
         chosen = self.codes.choose(request.defect_type, seeds, products)
         rows = torch.from_numpy(chosen).to(self.batches.device)
         style, content = (self.batches.pad(codes[rows]) for codes in self.reference_codes)
+        if request.mode == "restyled":
+            style = self.codes.draw_style(request.defect_type, seeds)
         return style, content, chosen
