@@ -2,7 +2,7 @@
 
 import io
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -59,6 +59,7 @@ def draw_sheet(
     captions: Sequence[str],
     groups: Mapping[str, Sequence[Sequence[np.ndarray | Outlined | None]]],
     image_size: int,
+    title: str = "",
 ) -> bytes:
     """Draws captioned columns of images, row under row, in named groups; returns a PNG.
 
@@ -67,17 +68,25 @@ def draw_sheet(
         groups: name -> rows of images, uint8 (image_size, image_size, 1 or 3), a row at most as long as
             `captions`; None leaves a place empty.
         image_size: height and width of the images; small ones are magnified by a whole number.
+        title: lines of text above all, broken where the sheet ends.
     """
     cell = -(-_SMALLEST_CELL // image_size) * image_size
     pitch = cell + _MARGIN
     num_rows = sum(map(len, groups.values()))
-    height = _CAPTION + _CAPTION * len(groups) + num_rows * pitch + _MARGIN
-    sheet = Image.new("RGB", (_MARGIN + pitch * len(captions), height), _PAPER)
-    draw = ImageDraw.Draw(sheet)
+    width = _MARGIN + pitch * len(captions)
     font = ImageFont.load_default(size=15)
+    lines = [
+        line for text in title.splitlines() for line in _broken(text, width - 2 * _MARGIN, font.getlength)
+    ]
+    height = _CAPTION * (len(lines) + 1 + len(groups)) + num_rows * pitch + _MARGIN
+    sheet = Image.new("RGB", (width, height), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for row, line in enumerate(lines):
+        draw.text((_MARGIN, row * _CAPTION + _MARGIN), line, _INK, font)
+    top = _CAPTION * len(lines)
     for column, caption in enumerate(captions):
-        draw.text((_MARGIN + column * pitch, _MARGIN), caption, _INK, font)
-    top = _CAPTION
+        draw.text((_MARGIN + column * pitch, top + _MARGIN), caption, _INK, font)
+    top += _CAPTION
     for name, rows in groups.items():
         draw.text((_MARGIN, top + _MARGIN), name, _INK, font)
         top += _CAPTION
@@ -89,6 +98,18 @@ def draw_sheet(
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
+
+
+def _broken(text: str, width: float, length: Callable[[str], float]) -> Iterator[str]:
+    """Text in lines of at most a width, if its words allow that."""
+    line = ""
+    for word in text.split(" "):
+        longer = f"{line} {word}" if line else word
+        if line and length(longer) > width:
+            yield line
+            longer = word
+        line = longer
+    yield line
 
 
 def _magnified(image: np.ndarray | Outlined, size: int) -> Image.Image:

@@ -128,7 +128,7 @@ def test_a_weight_that_is_not_finite_stops_the_training_and_a_term_is_named(
             with torch.no_grad():
                 dict(now.networks())[network].get_parameter(weight).fill_(float("nan"))
 
-    with pytest.raises(DivergedError, match=rf"^the loss {term} is nan at image 8$"):
+    with pytest.raises(DivergedError, match=rf"^the loss {term} is nan at image 8;"):
         trained(start(config), config, poison)
     assert seen == [4, 8]
 

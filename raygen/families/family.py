@@ -16,11 +16,12 @@ from raygen.data.survey import Kind
 from raygen.errors import UserError
 from raygen.families.photos import DefectSet
 from raygen.families.recipes import BankConfig, FamilyConfig, SamplingConfig, TrainingConfig
-from raygen.records import SampleRequest
+from raygen.records import MODES, Mode, SampleRequest
 
 if TYPE_CHECKING:
     from torch import Tensor, device
 
+    from raygen.families.vital_signs import Signs, Threshold
     from raygen.families.world import Terms, Training, World
 
 
@@ -41,7 +42,7 @@ class Family:
     takes: Kind = "defects"
     """What a bank is taken of."""
     needs_references = True
-    """Whether a reference-guided sample takes a row of the checkpoint's reference bank."""
+    """Whether all but latent-guided samples take a row of the checkpoint's reference bank."""
 
     @property
     def learns(self) -> bool:
@@ -73,6 +74,10 @@ class Family:
         raise UserError(
             f"{checkpoint.uri} is no judge; name a folder that `raygen train jobs/judge.toml` wrote"
         )
+
+    def modes(self, checkpoint: Checkpoint) -> tuple[Mode, ...]:
+        """The modes that a checkpoint has."""
+        return MODES
 
     def refuse(self, checkpoint: Checkpoint, config: SamplingConfig) -> None:
         """Raises UserError if a config asks for what this checkpoint cannot make."""
@@ -129,6 +134,11 @@ class Trainer(Protocol[T]):
         """The losses that a progress line shows."""
         ...
 
+    @property
+    def thresholds(self) -> "tuple[Threshold, ...]":
+        """Where its vital signs say that a training is sick."""
+        ...
+
     def __init__(self, config: Any, run: Settled) -> None: ...
 
     @staticmethod
@@ -165,8 +175,19 @@ class Trainer(Protocol[T]):
         """How good the averaged weights are, by name; `objective` is what the best checkpoint has least of."""
         ...
 
-    def sheet(self, training: T, judged: DefectSet) -> bytes:
-        """A PNG that shows what the averaged weights do."""
+    def vital_signs(self, training: T, learning: DefectSet, judged: DefectSet) -> "Signs":
+        """Whether it learns at all, by name; of the same photos and latents at every checkpoint, without what
+        cannot be told.
+
+        Args:
+            training: as it stands; nothing in it is changed.
+            learning: what it learns from.
+            judged: photos held back; `learning` itself where there are none.
+        """
+        ...
+
+    def sheet(self, training: T, judged: DefectSet, title: str = "") -> bytes:
+        """A PNG that shows what the averaged weights do; `title`, lines of text, stands above it."""
         ...
 
     def contents(self, training: T, learning: DefectSet) -> Contents:

@@ -130,13 +130,16 @@ class TrainingConfig(FamilyConfig):
     """Images between two checkpoints, each with metrics and a sample sheet: what a killed worker costs at most."""
     num_to_keep: Annotated[int, Field(ge=1)] = 2
     """The latest checkpoints that stay; the best one stays besides."""
+    stop_when_dead: bool = False
+    """Whether a training ends, with exit code 3, as soon as its vital signs have said at two checkpoints in a row
+    that it will come to nothing."""
     compute: TrainComputeConfig = TrainComputeConfig()
 
     def identity(self) -> dict[str, Any]:
         """What decides the weights: a training is resumed only by a config with the same. (Of two numbers of
         workers with equal batches in all, one can go on for the other.)"""
         policy = {"output", "compute", "num_to_keep", "checkpoint_every", "references_per_cell"}
-        return self.model_dump(mode="json", exclude=policy)
+        return self.model_dump(mode="json", exclude={*policy, "stop_when_dead"})
 
 
 class MaskConfig(Config):

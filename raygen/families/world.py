@@ -26,6 +26,10 @@ class World:
             dist.all_reduce(values)
         return values / self.size
 
+    def any(self, said: bool, device: torch.device) -> bool:
+        """Whether one of the processes says so, the same on each."""
+        return bool(self.mean(torch.tensor(float(said), device=device)) > 0)
+
     def average_gradients(self, parameters: Iterable[torch.Tensor]) -> None:
         """Gives every process the mean of all processes' gradients, as DDP does, by one exchange.
 

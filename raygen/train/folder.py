@@ -9,7 +9,7 @@
     metrics/000020000.jsonl           the losses on the way to that checkpoint, a line for every stretch
     tensorboard/                      the same for TensorBoard
     best.json                         the checkpoint with the lowest validation objective
-    diverged.json                     only where a loss became non-finite: which, and when
+    stopped.txt                       only where a training stopped itself: why, and what to do
 
 `load_checkpoint` of the folder itself takes its best checkpoint. Everything is an object put whole, so a folder on
 S3 works as a local one does, and nothing half written is ever taken for whole.
@@ -34,7 +34,7 @@ from raygen.families.photos import DefectSet
 from raygen.families.recipes import FamilyConfig
 from raygen.train.config import name_of
 
-RUN, STATE, SHEET, DIVERGED = "run.json", "state.pt", "sheet.png", "diverged.json"
+RUN, STATE, SHEET, STOPPED = "run.json", "state.pt", "sheet.png", "stopped.txt"
 
 
 class TrainingRun(BaseModel):

@@ -26,7 +26,7 @@ from raygen.learned import LEARNED, Learned, united, write_learned
 from raygen.show import duration
 from raygen.train.collect import unpack, write_bank
 from raygen.train.config import collector_of, trainer_of
-from raygen.train.folder import DIVERGED, TrainingFolder, TrainingRun, photos_name
+from raygen.train.folder import STOPPED, TrainingFolder, TrainingRun, photos_name
 
 R = TypeVar("R", bound=FamilyConfig)
 
@@ -41,7 +41,7 @@ def train(config: FamilyConfig, say: Callable[[str], None] = print) -> None:
 
     Raises:
         UserError: a wrong config, defect set or output; before any work starts.
-        PromiseError: a loss became non-finite; the last good checkpoint stays.
+        PromiseError: a loss became non-finite, or `stop_when_dead`; the last good checkpoint stays.
     """
     refuse_lost_places(config.places())
     config = _with_absolute_places(config)
@@ -73,7 +73,7 @@ def _learn(config: TrainingConfig, say: Callable[[str], None]) -> None:
     from raygen.on_ray import connected  # here, so that a refusal or a no-op costs no start of Ray
     from raygen.train import on_ray
 
-    storage.delete(folder.join(DIVERGED))
+    storage.delete(folder.join(STOPPED))
     with connected(dashboard=True):
         on_ray.run_training(config, run, say)
     _say_result(config, folder, say)
@@ -207,10 +207,10 @@ def _say_result(config: TrainingConfig, folder: TrainingFolder, say: Callable[[s
         else "there is no checkpoint yet"
     )
     try:
-        reason = storage.read(folder.join(DIVERGED)).decode()
+        reason = storage.read(folder.join(STOPPED)).decode()
     except storage.ObjectMissingError:
         say(f"done: {last}")
         if best:
             say(f"checkpoint = {config.output} stands for the best one, {best.checkpoint}")
         return
-    raise PromiseError(f"training stopped: {reason}; {last}; lower the learning rates in another output")
+    raise PromiseError(f"training stopped: {reason}; {last}")

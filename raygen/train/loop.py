@@ -10,8 +10,22 @@ from raygen.families.recipes import TrainingConfig
 from raygen.families.world import Terms, Training, World
 
 
-class DivergedError(Exception):
+class StoppedError(Exception):
+    """A training that had better not go on; says why, and what to do."""
+
+
+class DivergedError(StoppedError):
     """A loss, or a weight, is not finite any more."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(f"{cause}; lower the learning rates in another output")
+
+
+class DeadError(StoppedError):
+    """Its vital signs say that it will come to nothing."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(f"{cause}, in another output; or go on with stop_when_dead = false")
 
 
 T = TypeVar("T", bound=Training)
@@ -26,8 +40,8 @@ class Watcher(Protocol[T_contra]):
         """After every iteration: its losses by name, means over all processes."""
         ...
 
-    def checkpoint(self, training: T_contra) -> None:
-        """When a checkpoint is due, and at the end."""
+    def checkpoint(self, training: T_contra) -> str | None:
+        """When a checkpoint is due, and at the end; returns why the training is dead, if it is."""
         ...
 
 
@@ -51,6 +65,7 @@ def train(
 
     Raises:
         DivergedError: a term is not finite or, at a checkpoint, a weight; in all processes, at the same image.
+        DeadError: `stop_when_dead`, and the watcher of one process says so at a checkpoint; in all processes.
     """
     while training.images_seen < config.images:
         number = training.images_seen
@@ -65,4 +80,7 @@ def train(
         if seen // every > number // every or seen >= config.images:
             if not training.is_finite():
                 raise DivergedError(f"a weight is not finite at image {seen:,}")
-            watcher.checkpoint(training)
+            cause = watcher.checkpoint(training)
+            # One process may know: the others wait here until it has looked.
+            if config.stop_when_dead and world.any(bool(cause), terms[next(iter(terms))].device):
+                raise DeadError(cause or "another process says so")

@@ -31,8 +31,8 @@ from raygen.families.world import Training, World
 from raygen.on_ray import living_nodes, prepare_data
 from raygen.train.collect import batches_of, take
 from raygen.train.config import parse_train_config, trainer_of
-from raygen.train.folder import DIVERGED, TrainingFolder, TrainingRun
-from raygen.train.loop import DivergedError, Watcher, train
+from raygen.train.folder import STOPPED, TrainingFolder, TrainingRun
+from raygen.train.loop import StoppedError, Watcher, train
 from raygen.train.recorder import Recorder
 from raygen.train.workers import plan_workers
 
@@ -134,10 +134,10 @@ def _worker(options: dict[str, Any]) -> None:
             _say(f"goes on at image {training.images_seen:,}")
     try:
         train(training, trainer.stepper(training, world), batches, config, world, watcher)
-    except DivergedError as error:
+    except StoppedError as error:
         # Not raised further: Ray would start all again, to the same end. The driver finds this note.
         if world.rank == 0:
-            storage.put(folder.join(DIVERGED), str(error).encode())
+            storage.put(folder.join(STOPPED), str(error).encode())
 
 
 class _Nobody:

@@ -2,10 +2,11 @@
 
 import io
 import json
+import math
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from raygen import storage
 from raygen.families.family import Trainer
 from raygen.families.photos import TRAINING_SPLITS, VALIDATION_SPLITS, DefectSet
 from raygen.families.recipes import TrainingConfig
+from raygen.families.vital_signs import Signs, Threshold
 from raygen.show import duration
 from raygen.train.folder import SHEET, STATE, TrainingFolder, TrainingRun
 
@@ -57,6 +59,7 @@ class Recorder:
         self.losses: list[dict[str, float]] = []  # since the last checkpoint, an iteration each
         self._seconds_before, self._started, self._said = seconds, time.monotonic(), time.monotonic()
         self._seen_said = images_seen
+        self._crossed: list[Threshold] = []  # at the last checkpoint of this attempt
 
     @property
     def seconds(self) -> float:
@@ -82,18 +85,27 @@ class Recorder:
 
     # -------------------------------------------------------------------------------------- checkpoints
 
-    def checkpoint(self, training: Any) -> None:
-        """Writes a checkpoint with its sheet, its metrics and its state, and deletes what is no longer kept."""
+    def checkpoint(self, training: Any) -> str | None:
+        """Writes a checkpoint with its sheet, its metrics and its state, and deletes what is no longer kept; says
+        what its vital signs warn of, once as long as it lasts.
+
+        Returns:
+            Why the training is dead, if it was so at the checkpoint before, too.
+        """
         seen, folder = training.images_seen, self.folder
         uri = folder.checkpoint_uri(seen)
         validation = self.trainer.validate(training, self.judged)
-        storage.put(storage.join(uri, SHEET), self.trainer.sheet(training, self.judged))
-        self._write_metrics(seen, validation)
+        signs = self.trainer.vital_signs(training, self.learning, self.judged)
+        signs = {name: value for name, value in signs.items() if math.isfinite(value)}
+        crossed = [t for t in self.trainer.thresholds if t.is_crossed(signs, seen / self.config.images)]
+        title = _caption(seen, signs, crossed)
+        storage.put(storage.join(uri, SHEET), self.trainer.sheet(training, self.judged, title))
+        self._write_metrics(seen, validation, signs)
         buffer = io.BytesIO()
         torch.save({**training.state_dict(), "seconds": self.seconds}, buffer)
         storage.put(storage.join(uri, STATE), buffer.getvalue())
         contents = self.trainer.contents(training, self.learning)
-        record = {"seconds": round(self.seconds), "validation": validation}
+        record = {"seconds": round(self.seconds), "validation": validation, "vital": signs}
         # Last: now the checkpoint is complete.
         folder.save(contents, self.config, self.run, self.learning, seen, **record)
         objective = validation.get("objective")
@@ -104,14 +116,21 @@ class Recorder:
         if objective is not None:
             told = f": objective {objective:.4f} on {self.judged_name} photos{', the best so far' * best}"
         self.say(f"{uri}{told}; look at its {SHEET}")
+        for threshold in crossed:
+            if threshold not in self._crossed:
+                self.say(f"warning: {threshold.describe(signs)}")
+        deadly = [t.describe(signs) for t in crossed if t.deadly and t in self._crossed]
+        self._crossed = crossed
+        return deadly[0] if deadly else None
 
     # ------------------------------------------------------------------------------------------ metrics
 
-    def _write_metrics(self, seen: int, validation: dict[str, float]) -> None:
-        """Writes the losses since the last checkpoint, one object each for people and for TensorBoard; the same
-        stretch, done again after a crash, overwrites its own."""
+    def _write_metrics(self, seen: int, validation: dict[str, float], signs: Signs) -> None:
+        """Writes the losses since the last checkpoint and what was measured at it, one object each for people and
+        for TensorBoard; the same stretch, done again after a crash, overwrites its own."""
         rows = [_mean(stretch) for stretch in _stretches(self.losses)]
-        rows += [{"images_seen": seen, **{f"validation/{k}": v for k, v in validation.items()}}]
+        measured = {f"validation/{k}": v for k, v in validation.items()}
+        rows += [{"images_seen": seen, **measured, **{f"vital/{k}": v for k, v in signs.items()}}]
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         storage.put(self.folder.join("metrics", f"{seen:09d}.jsonl"), lines.encode())
         with tempfile.TemporaryDirectory() as local:
@@ -125,6 +144,12 @@ class Recorder:
                 events.read_bytes(),
             )
         self.losses = []
+
+
+def _caption(seen: int, signs: Signs, crossed: Sequence[Threshold]) -> str:
+    """`2,000 images · content/z_share 0.91 · …`, and a line for every warning."""
+    values = [f"{name} {value:.2g}" for name, value in signs.items()]
+    return "\n".join([" · ".join([f"{seen:,} images", *values]), *(t.describe(signs) for t in crossed)])
 
 
 def _stretches(rows: list[dict[str, float]]) -> Iterator[list[dict[str, float]]]:

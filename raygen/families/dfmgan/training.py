@@ -12,6 +12,7 @@ from raygen.errors import UserError
 from raygen.families.dfmgan.config import DFMGANTrainConfig
 from raygen.families.dfmgan.networks import DFMGANConfig, full_mask
 from raygen.families.dfmgan.step import DFMGANTraining, iterate
+from raygen.families.dfmgan.vital_signs import THRESHOLDS, vital_signs
 from raygen.families.family import Contents, Fields, Settled
 from raygen.families.photos import TRAINING_SPLITS, DefectSet, loader
 from raygen.families.stylegan2.batches import GANBatchMaker, LatentSizes, cells_of, to_gan_batch
@@ -25,6 +26,7 @@ from raygen.families.stylegan2.training import (
     read_stage1,
     refuse_other_products,
 )
+from raygen.families.vital_signs import Signs
 from raygen.families.world import Terms, World
 from raygen.show import draw_sheet
 
@@ -36,6 +38,7 @@ class DFMGANTrainer:
     """See raygen.families.family.Trainer."""
 
     shown = ("D/real", "D/fake", "D_match/fake", "mask_area", "augmentation")
+    thresholds = THRESHOLDS
 
     def __init__(self, config: DFMGANTrainConfig, run: Settled) -> None:
         self.config = config
@@ -96,7 +99,7 @@ class DFMGANTrainer:
             cells=cells_of(learning),
             products=np.array(learning.product_numbers),
             defect_types=np.array(learning.domains) - 1,
-            load=loader(learning.photos, sizes, in_memory=in_memory, with_masks=True),
+            load=loader(learning.photos, sizes, in_memory=in_memory, masks="all"),
             mirror=self.config.mirror,
             normal=LatentSizes(sizes.latent_dim, sizes.noise_size),
             defect=LatentSizes(sizes.latent_dim, self.sizes.noise_size),
@@ -105,8 +108,11 @@ class DFMGANTrainer:
     def validate(self, training: DFMGANTraining, judged: DefectSet) -> dict[str, float]:
         return {}  # as for stage 1
 
+    def vital_signs(self, training: DFMGANTraining, learning: DefectSet, judged: DefectSet) -> Signs:
+        return vital_signs(training, learning, judged, self.config.adaptive, self.config.seed)
+
     @torch.no_grad()
-    def sheet(self, training: DFMGANTraining, judged: DefectSet) -> bytes:
+    def sheet(self, training: DFMGANTraining, judged: DefectSet, title: str = "") -> bytes:
         """Of each product: normals, and for every defect type a photo, a mask and the defect on the normal."""
         captions = ["normal"]
         for name in self.defect_types:
@@ -115,7 +121,7 @@ class DFMGANTrainer:
             product: [self._row(training, judged, number, row) for row in range(_SHEET_ROWS)]
             for number, product in enumerate(judged.products[:_MAX_PRODUCTS])
         }
-        return draw_sheet(captions, groups, self.sizes.backbone.image_size)
+        return draw_sheet(captions, groups, self.sizes.backbone.image_size, title)
 
     def _row(
         self, training: DFMGANTraining, judged: DefectSet, product: int, row: int

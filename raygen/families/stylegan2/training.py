@@ -18,6 +18,8 @@ from raygen.families.stylegan2.batches import GANBatchMaker, LatentSizes, cells_
 from raygen.families.stylegan2.config import AdaptiveConfig, StyleGAN2TrainConfig
 from raygen.families.stylegan2.networks import StyleGAN2Config
 from raygen.families.stylegan2.step import StyleGAN2Training, iterate
+from raygen.families.stylegan2.vital_signs import THRESHOLDS, vital_signs
+from raygen.families.vital_signs import Signs
 from raygen.families.world import Terms, World
 from raygen.show import draw_sheet
 
@@ -29,6 +31,7 @@ class StyleGAN2Trainer:
     """See raygen.families.family.Trainer."""
 
     shown = ("D/real", "D/fake", "G/adversarial", "augmentation")
+    thresholds = THRESHOLDS
 
     def __init__(self, config: StyleGAN2TrainConfig, run: Settled) -> None:
         self.config = config
@@ -90,8 +93,11 @@ class StyleGAN2Trainer:
     def validate(self, training: StyleGAN2Training, judged: DefectSet) -> dict[str, float]:
         return {}  # no loss of a GAN says how good its images are; `evaluate` does
 
+    def vital_signs(self, training: StyleGAN2Training, learning: DefectSet, judged: DefectSet) -> Signs:
+        return vital_signs(training, learning, judged, self.config.adaptive, self.config.seed)
+
     @torch.no_grad()
-    def sheet(self, training: StyleGAN2Training, judged: DefectSet) -> bytes:
+    def sheet(self, training: StyleGAN2Training, judged: DefectSet, title: str = "") -> bytes:
         """Photos and what the averaged backbone draws, of each product."""
         load = loader(judged.photos, self.sizes, in_memory=False)
         device = training.path_mean.device
@@ -114,7 +120,7 @@ class StyleGAN2Trainer:
                 for start in range(0, count, _SHEET_COLUMNS)
             ]
         captions = ["photo"] * _SHEET_COLUMNS + ["drawn"] * _SHEET_COLUMNS
-        return draw_sheet(captions, groups, self.sizes.image_size)
+        return draw_sheet(captions, groups, self.sizes.image_size, title)
 
     def contents(self, training: StyleGAN2Training, learning: DefectSet) -> Contents:
         average = training.average.state_dict()
