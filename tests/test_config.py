@@ -46,6 +46,15 @@ def test_the_paper_s_recipe_spells_out_the_defaults() -> None:
     assert spelled_out.model_dump() == load_config(DTGANTrainConfig, None, places).model_dump()
 
 
+def test_the_small_recipe_says_where_it_leaves_the_paper() -> None:
+    places = ["defects=s3://b/defects", "output=s3://b/out"]
+    recipes = [
+        load_config(DTGANTrainConfig, JOBS / f"dtgan-{name}.toml", places) for name in ("128", "64-cpu")
+    ]
+    assert [recipe.balance for recipe in recipes] == ["defect_types", "cells"]
+    assert [recipe.loss.classify_fakes for recipe in recipes] == [True, False]
+
+
 @pytest.mark.parametrize("recipe", sorted(JOBS.glob("*gan*.toml")), ids=lambda path: path.name)
 def test_every_training_recipe_is_of_the_family_in_its_name(recipe: Path) -> None:
     places = ["defects=s3://b/defects", "output=s3://b/out"]
@@ -104,7 +113,7 @@ def test_every_rung_of_the_ladder_is_a_recipe() -> None:
     assert rungs[-1] == PRESETS["paper-128"]
     assert not rungs[0].content
     config = load_config(DTGANTrainConfig, None, [*places, "ladder=a", "preset=small-64"])
-    with pytest.raises(UserError, match="model: background_skip must be False with joint decoders"):
+    with pytest.raises(UserError, match="model: content_map must be False without content"):
         network_sizes(config, 3, 3)
 
 

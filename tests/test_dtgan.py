@@ -409,8 +409,9 @@ class TestGenerator:
     def test_background_skip_starts_from_the_input(self) -> None:
         generator = Generator(dataclasses.replace(TINY, background_skip=True))
         x, (style, content) = images(TINY), codes(TINY)
+        assert torch.equal(generator.background(x), x)
         fake = generator(x, style, content)
-        assert torch.equal(fake, x)
+        assert (fake - x).square().mean() < 0.2 * x.square().mean()  # F's columns begin small, not at zero
         fake.square().sum().backward()
         assert generator.fusion.weight.grad is not None
         assert (generator.fusion.weight.grad.abs().amax(dim=(0, 2, 3)) > 0).all(), "the fusion cannot learn"

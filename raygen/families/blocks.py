@@ -36,8 +36,10 @@ class Linear(nn.Linear):
     Convolutions were found to need no such care.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) if self.training else linear_by_row(input, self.weight, self.bias)
+    def forward(self, input: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Of all outputs, or of some of them."""
+        linear = F.linear if self.training else linear_by_row
+        return linear(input, self.weight[rows], None if self.bias is None else self.bias[rows])
 
 
 def pooled_kernel(weight: Tensor) -> Tensor:

@@ -17,11 +17,11 @@ def adversarial(logits: Tensor, real: bool) -> Tensor:
 
 
 def r1(logits: Tensor, x: Tensor) -> Tensor:
-    """R1: half the squared gradient of D_y(x) by the real image, summed over its pixels, a mean over the batch.
+    """R1: half the squared gradient of D_y(x) by the real image, summed over all of it, a mean over the batch.
 
     Args:
         logits: (N,), computed from x.
-        x: (N, C, H, W), with `requires_grad`.
+        x: (N, ...), with `requires_grad`.
     """
     (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
-    return 0.5 * gradient.square().sum(dim=(1, 2, 3)).mean()
+    return 0.5 * gradient.square().flatten(1).sum(dim=1).mean()

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -144,21 +144,31 @@ class Sizes(Protocol):
     def channels(self) -> int: ...
 
 
-def loader(photos: Sequence[Photo], sizes: Sizes, *, in_memory: bool, with_masks: bool = False) -> Load:
+Masks = Literal["none", "all", "known"]
+
+
+def loader(photos: Sequence[Photo], sizes: Sizes, *, in_memory: bool, masks: Masks = "none") -> Load:
     """Gives photos by index: uint8 (n, H, W, C), with masks a channel more.
 
     Args:
         photos: all of them.
         sizes: what they are brought to.
         in_memory: whether they are decoded now and kept, or read whenever they are wanted.
-        with_masks: whether the mask stands behind the image's channels, 0 or 255.
+        masks: "all": the mask stands behind the image's channels, 0 or 255; "known": it is 0 throughout where a
+            photo has none.
     """
     if in_memory:
-        return _read(photos, sizes, with_masks, range(len(photos))).__getitem__
-    return partial(_read, photos, sizes, with_masks)
+        return _read(photos, sizes, masks, range(len(photos))).__getitem__
+    return partial(_read, photos, sizes, masks)
 
 
-def _read(photos: Sequence[Photo], sizes: Sizes, with_masks: bool, indices: Sequence[int]) -> np.ndarray:
+def _read(photos: Sequence[Photo], sizes: Sizes, masks: Masks, indices: Sequence[int]) -> np.ndarray:
     some = [photos[i] for i in indices]
     pixels = load_photos(some, sizes.image_size, sizes.channels)
-    return np.concatenate([pixels, load_masks(some, sizes.image_size)], axis=3) if with_masks else pixels
+    if masks == "none":
+        return pixels
+    found = np.zeros_like(pixels[..., :1])
+    rows = [row for row, photo in enumerate(some) if masks == "all" or photo.mask_uri]
+    if rows:
+        found[rows] = load_masks([some[row] for row in rows], sizes.image_size)
+    return np.concatenate([pixels, found], axis=3)

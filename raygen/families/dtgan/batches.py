@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
@@ -15,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from raygen import images
-from raygen.families.dtgan.sizes import DTGANConfig
+from raygen.families.dtgan.sizes import NORMAL, DTGANConfig
+from raygen.families.inpainting import FILLS
 from raygen.families.photos import Load
 from raygen.families.recipes import Balance
 
@@ -27,9 +29,12 @@ class Batch(NamedTuple):
     domain: Tensor  # (N,) long: their foreground domains y
     product: Tensor  # (N,) long: their background domains p
     target: Tensor  # (N,) long: the wanted domains ỹ
-    z: Tensor  # (2, N, latent_dim): two latents each
-    noise: Tensor  # (2, N, noise_size): M's noise for each
+    z: Tensor  # (V, N, latent_dim): latents, at least two each
+    noise: Tensor  # (V, N, noise_size): M's noise for each
     references: Tensor  # (2, N, C, H, W): two images of the target domain each
+    healed: Tensor  # (N, C, H, W): the sources without their defects; x itself where nobody knows
+    mask: Tensor  # (N, 1, H, W): 1 on a source's defect, else 0
+    taught: Tensor  # (N,): 1 where `healed` is true, of normals and of defects with a mask, else 0
 
     def to(self, device: torch.device) -> "Batch":
         """The same on a device."""
@@ -52,8 +57,8 @@ class Sampler:
         domains: of every photo, 0 for normal.
         products: of every photo, counted from 0.
         seed: of the training.
-        balance: "cells" draws every cell that has photos equally often, "defect_types" every domain (as the paper
-            does), "none" every photo. Targets are always drawn from the domains alike.
+        balance: "cells" draws every cell that has photos equally often, "defect_types" every domain (as
+            StarGAN v2 does), "none" every photo. Targets are always drawn from the domains alike.
     """
 
     def __init__(
@@ -98,27 +103,42 @@ class BatchMaker:
     """Draws, loads and augments the images of given numbers. It can be pickled if `load` can."""
 
     sampler: Sampler
-    load: Load
+    load: Load  # with a mask behind the channels if `with_masks`
     sizes: DTGANConfig
     augment: bool
+    with_masks: bool = False
+    num_latents: int = 2
 
     def __call__(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
         """The fields of a `Batch` of N numbers, its images uint8 (…, H, W, C)."""
         draws = [self.sampler.draw(n) for n in numbers]
         photos = iter(self.load([index for draw in draws for index in (draw.source, *draw.references)]))
         x, references, latents = [], [], []
+        channels = self.sizes.channels
         for draw in draws:
-            images = [
-                augmented(next(photos), draw.random) if self.augment else next(photos) for _ in range(3)
-            ]
-            x.append(images[0])
-            references.append(np.stack(images[1:]))
-            size = (2, self.sizes.latent_dim + self.sizes.noise_size)
+            source, *others = next(photos), next(photos)[..., :channels], next(photos)[..., :channels]
+            if self.with_masks:
+                source = np.concatenate([source, healed(source)], axis=2)
+            views = [augmented(view, draw.random) if self.augment else view for view in (source, *others)]
+            x.append(views[0])
+            references.append(np.stack(views[1:]))
+            size = (self.num_latents, self.sizes.latent_dim + self.sizes.noise_size)
             latents.append(draw.random.standard_normal(size, np.float32))
         sources = [draw.source for draw in draws]
         z, noise = np.split(np.stack(latents, axis=1), [self.sizes.latent_dim], axis=2)
+        sources_pixels = np.stack(x)
+        pixels = sources_pixels[..., :channels]
+        mask = (
+            sources_pixels[..., channels : channels + 1]
+            if self.with_masks
+            else np.zeros_like(pixels[..., :1])
+        )
+        is_normal = self.sampler.domains[sources] == NORMAL
         return {
-            "x": np.stack(x),
+            "x": pixels,
+            "healed": sources_pixels[..., channels + 1 :] if self.with_masks else pixels,
+            "mask": (mask > 127).astype(np.float32).transpose(0, 3, 1, 2),
+            "taught": (is_normal | (mask > 127).any(axis=(1, 2, 3))).astype(np.float32),
             "domain": self.sampler.domains[sources],
             "product": self.sampler.products[sources],
             "target": np.array([draw.target for draw in draws]),
@@ -133,15 +153,25 @@ def to_batch(fields: dict[str, np.ndarray]) -> Batch:
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in fields.items()}
     references = tensors["references"]
     return Batch(
-        **{name: tensors[name] for name in ("domain", "product", "target", "z", "noise")},
+        **{name: tensors[name] for name in tensors if name not in ("x", "healed", "references")},
         x=images.to_model(tensors["x"]),
+        healed=images.to_model(tensors["healed"]),
         references=images.to_model(references.flatten(0, 1)).unflatten(0, references.shape[:2]),
     )
 
 
+def healed(photo: np.ndarray) -> np.ndarray:
+    """A photo without its defect: uint8 (H, W, C + 1), the last its mask, to uint8 (H, W, C)."""
+    pixels, mask = np.ascontiguousarray(photo[..., :-1]), photo[..., -1]
+    if not mask.any():
+        return pixels
+    hole = cv2.dilate(mask, np.ones((3, 3), np.uint8)) > 0  # its rim shows the defect still
+    return np.rint(FILLS["telea"](pixels, hole)).astype(np.uint8)
+
+
 def augmented(pixels: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """The paper's (Appendix A): with probability 1/2 a random resized crop of 0.8 to 1 of the area and an aspect
-    ratio of 0.9 to 1.1; with probability 1/2 a horizontal flip."""
+    """StarGAN v2's, whose scheme the paper keeps (Appendix B): with probability 1/2 a random resized crop of 0.8
+    to 1 of the area and an aspect ratio of 0.9 to 1.1; with probability 1/2 a horizontal flip."""
     size = pixels.shape[0]
     crop, flip = random.random(2) < 0.5
     area, ratio = random.uniform(0.8, 1.0), np.exp(random.uniform(np.log(0.9), np.log(1.1)))
@@ -150,8 +180,8 @@ def augmented(pixels: np.ndarray, random: np.random.Generator) -> np.ndarray:
         width = min(size, size * np.sqrt(area * ratio))
         height = min(size, size * np.sqrt(area / ratio))
         left, top = at * (size - width, size - height)
-        image = Image.fromarray(pixels.squeeze())
         box = (left, top, left + width, top + height)
-        image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
-        pixels = np.asarray(image).reshape(pixels.shape)
+        layers = [Image.fromarray(pixels[..., i]) for i in range(pixels.shape[2])]
+        resized = [layer.resize((size, size), Image.Resampling.BILINEAR, box=box) for layer in layers]
+        pixels = np.stack([np.asarray(layer) for layer in resized], axis=2)
     return pixels[:, ::-1] if flip else pixels

@@ -19,6 +19,20 @@ class LossConfig(Config):
     content_consistency: float = 1.0
     foreground_class: float = 1.0
     background_class: float = 1.0
+    classify_fakes: bool = True
+    """Whether D's classifiers learn from fakes, too, under their wanted names, as equations 6 and 7 have it; or
+    from real images alone, so that they tell G when what it makes is not that yet."""
+    layer: float = 0.0
+    """Where a photo's mask is known: |B(x) - h| + |F(E(x)) - (x - h)|, h the photo with its defect filled in."""
+    codes: float = 0.0
+    """M against a discriminator that tells its codes from those that E reads off real defects."""
+    codes_steps: Annotated[int, Field(ge=1)] = 1
+    """Such steps in an iteration after the head start, each on latents of its own; they cost little."""
+    codes_r1: float = 0.05
+    """R1 of that discriminator."""
+    detach_codes: bool = False
+    """Whether the codes that equations 2 and 5 ask for are given. Otherwise M and E can satisfy both by making
+    contents small, which AdaIN hides from the images."""
     r1: float = 1.0
     r1_every: Annotated[int, Field(ge=1)] = 1
     """R1 is computed every so many iterations, and weighs so much more then."""
@@ -54,8 +68,8 @@ class OptimizerConfig(Config):
     encoder_on_references: bool = False
     """Whether the reference-guided step trains E too, or, as in StarGAN v2, G alone."""
     head_start: Annotated[int, Field(ge=0)] = 0
-    """Images over which D alone learns, to classify: until it knows the defects, it has nothing to teach G, and
-    its steps are cheap."""
+    """Images over which D learns to classify, and G and E what masks teach them (`layer`): until D
+    knows the defects, it has nothing to teach G, and these steps are cheap."""
     average: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Share of itself that the moving average keeps at every iteration."""
     average_ramp: bool = False
@@ -78,10 +92,11 @@ class DTGANTrainConfig(TrainingConfig):
     images: Annotated[int, Field(ge=1)] = 400_000
     """The paper's 100,000 iterations of 4."""
     batch_per_worker: Annotated[int, Field(ge=1)] = 4
-    balance: Balance = "cells"
-    """What is drawn equally often: the cells (product × defect type), the defect types (the paper), or photos."""
+    balance: Balance = "defect_types"
+    """What is drawn equally often: the cells (product × defect type), the defect types, or photos. The paper keeps
+    StarGAN v2's scheme (Appendix B): its domains, which are the defect types here."""
     augment: bool = True
-    """The paper's random resized crops and horizontal flips."""
+    """Random resized crops and horizontal flips: StarGAN v2's, likewise."""
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     references_per_cell: Annotated[int, Field(ge=1)] = 64

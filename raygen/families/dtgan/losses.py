@@ -64,6 +64,19 @@ def content_consistency(
     return _distance(popped, content) + _distance(popped_translation, target_content)
 
 
+def at_defect(made: Tensor, wanted: Tensor, mask: Tensor, taught: Tensor) -> Tensor:
+    """|made - wanted|, on the defect as much as beside it, however small it is.
+
+    Args:
+        made, wanted: (N, C, H, W).
+        mask: (N, 1, H, W), 1 on the defect.
+        taught: (N,), 1 where `wanted` is known, else 0.
+    """
+    off = (made - wanted).float().abs().mean(dim=1, keepdim=True)
+    of_each = sum((off * part).sum((1, 2, 3)) / part.sum((1, 2, 3)).clamp(min=1) for part in (mask, 1 - mask))
+    return (of_each * taught).sum() / taught.sum().clamp(min=1)
+
+
 def classification(logits: Tensor, wanted: Tensor) -> Tensor:
     """Equations 6 and 7: cross-entropy of D's foreground or background classifier.
 

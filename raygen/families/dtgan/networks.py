@@ -118,7 +118,10 @@ class Generator(GeneratorEncoder):
 
         initialize(self)
         if config.background_skip:
-            nn.init.zeros_(self.fusion.weight)
+            # Of F's columns a tenth is left: with none of them no gradient would reach F, nor M through it.
+            with torch.no_grad():
+                self.fusion.weight[:, :background_out] = 0
+                self.fusion.weight[:, background_out:] *= 0.1
         if config.fusion == "alpha":  # nearly transparent at first: α = 0.02
             nn.init.zeros_(self.opacity.weight)
             self.opacity.bias = nn.Parameter(torch.full((1,), -4.0))
@@ -229,6 +232,10 @@ class MappingNetwork(nn.Module):
     *Noise.* One N(0, 1) map after each convolution, times a strength per channel. The maps can be given, so
     that a sample depends on its own seed alone.
 
+    *Place.* What z leaves at 1 × 1 is copied to all pixels by every upsampling; only the padding at the borders
+    tells one place from another. Trained, such a branch draws all its defects in one place or follows its noise;
+    `content_map` adds a fully connected map to the content, by which z says what is where.
+
     *Normal* has zero content (`anchor`). Its content branch is one of the table's K, but decides nothing.
     """
 
@@ -258,6 +265,9 @@ class MappingNetwork(nn.Module):
         self.content_heads = nn.ModuleList(
             head(widths[-1], config.content_channels, norm) for _ in (domains if config.content else ())
         )
+
+        if config.content_map:
+            self.content_map = Linear(hidden, config.num_domains * config.content_size)
 
         initialize(self)
         if config.content_norm == "literal":
@@ -289,6 +299,8 @@ class MappingNetwork(nn.Module):
         heads = enumerate(self.content_heads)
         contents = [head(features[k % len(features)], *maps[-1:]) for k, head in heads]
         contents = torch.stack(contents, dim=1)  # (N, K, 64, 16, 16)
+        if self.config.content_map:
+            contents = contents + self.content_map(h).view_as(contents)
         return _own(styles, domain), _own(contents, domain, self.config.anchor)
 
     def for_domain(self, z: Tensor, domain: int, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -299,7 +311,12 @@ class MappingNetwork(nn.Module):
             return style, _zero_content(h, self.config)
         maps = self._noise_maps(h, noise)
         features = self._trunk(h, maps, domain % len(self.content_trunks))
-        return style, self.content_heads[domain](features, *maps[-1:])
+        content = self.content_heads[domain](features, *maps[-1:])
+        if self.config.content_map:
+            size = self.config.content_size
+            rows = slice(domain * size, (domain + 1) * size)
+            content = content + self.content_map(h, rows).view_as(content)
+        return style, content
 
     def _trunk(self, h: Tensor, maps: list[Tensor], index: int) -> Tensor:
         """A content branch without its last convolution: (N, 512) to (N, 128, 16, 16)."""
@@ -409,6 +426,39 @@ class StyleContentEncoder(nn.Module):
             return _own(styles, domain), _zero_content(h, self.config)
         contents = self.content(leaky(h)).unflatten(1, (self.config.num_domains, -1))  # (N, K, 64, 16, 16)
         return _own(styles, domain), _own(contents, domain, self.config.anchor)
+
+
+class CodeDiscriminator(nn.Module):
+    """Tells codes that E read off real defects from those that M drew; not the paper's.
+
+    It has 16 × 16 pixels to judge where D has all of an image, and judges what M is to learn alone.
+    """
+
+    def __init__(self, config: DTGANConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.scaled(512)
+        self.content = nn.Conv2d(config.content_channels, width, 3, padding=1)
+        self.style = nn.Linear(config.style_dim, width)
+        self.blocks = _encoder_blocks([width] * 3)
+        self.hidden = nn.Linear(16 * width + 1, width)
+        self.logits = nn.Linear(width, config.num_domains)
+        initialize(self)
+
+    def forward(self, codes: Tensor, domain: Tensor) -> Tensor:
+        """Real (positive) or drawn, the logit of each row's own domain: (N,).
+
+        Args:
+            codes: styles and contents, flat, (N, style_dim + content_channels · 16 · 16).
+            domain: (N,), long.
+        """
+        style, content = codes[:, : self.config.style_dim], codes[:, self.config.style_dim :]
+        h = self.content(content.unflatten(1, (-1, BOTTLENECK, BOTTLENECK)))  # (N, 512, 16, 16)
+        h = leaky(self.blocks(h + self.style(style)[:, :, None, None])).flatten(1)  # from (N, 512, 4, 4)
+        # Codes that are all alike are told by what a batch has of them (as in progressive GANs).
+        spread = h.std(dim=0, correction=0).mean().expand(len(h), 1)
+        h = leaky(self.hidden(torch.cat([h, spread], dim=1)))  # (N, 512)
+        return self.logits(h).gather(1, domain[:, None])[:, 0]
 
 
 class DiscriminatorOutput(NamedTuple):

@@ -16,22 +16,25 @@ _MAX_PRODUCTS = 8
 
 
 @torch.no_grad()
-def training_sheet(networks: Networks, defects: DefectSet, sizes: DTGANConfig, seed: int) -> bytes:
+def training_sheet(
+    networks: Networks, defects: DefectSet, sizes: DTGANConfig, seed: int, title: str = ""
+) -> bytes:
     """Draws, for some normals of each product, a latent-guided translation to each defect type; a reference of
-    each type and the translation guided by it; and a defect, its translation to normal, and back. Returns a PNG.
+    each type, the translation guided by it, and its content in the latent's style; and a defect, its translation
+    to normal, and back. Returns a PNG.
 
     The same photos and latents at every checkpoint of a training.
     """
     captions = ["normal"]
     captions += [f"{name}, latent" for name in defects.defect_types]
     for name in defects.defect_types:
-        captions += ["reference", f"{name}, reference"]
+        captions += ["reference", f"{name}, reference", f"{name}, restyled"]
     captions += ["defect", "to normal", "and back"]
     groups = {
         product: [_row(networks, defects, sizes, seed, product, row) for row in range(ROWS_PER_PRODUCT)]
         for product in defects.products[:_MAX_PRODUCTS]
     }
-    return draw_sheet(captions, groups, sizes.image_size)
+    return draw_sheet(captions, groups, sizes.image_size, title)
 
 
 def _row(
@@ -61,15 +64,17 @@ def _row(
         return networks.encoder(x, torch.tensor([domain], device=device))
 
     def translate(x: Tensor, codes: tuple[Tensor, Tensor]) -> Tensor:
-        translations, _ = networks.translator(x, codes[0][None], codes[1][None])
+        translations = networks.translator(x, codes[0][None], codes[1][None]).images
         return translations[0]
 
     normal = photo_of(NORMAL_DOMAIN)
     types = range(1, len(defects.defect_types) + 1)
-    cells = [normal, *(translate(normal, latent_codes(domain)) for domain in types)]
+    latents = {domain: latent_codes(domain) for domain in types}
+    cells = [normal, *(translate(normal, codes) for codes in latents.values())]
     for domain in types:
         reference = photo_of(domain)
-        cells += [reference, translate(normal, reference_codes(reference, domain))]
+        style, content = reference_codes(reference, domain)
+        cells += [reference, *(translate(normal, (s, content)) for s in (style, latents[domain][0]))]
     shown = 1 + row % len(types)
     defect = photo_of(shown)
     healed = translate(defect, latent_codes(NORMAL_DOMAIN))

@@ -39,6 +39,7 @@ class DTGANConfig:
             joint decoders, which have no defect layer.
         trunk_norm: norm in the trunks of E and D: "none" as in the paper, or "instance". Without one a small
             D needs tens of thousands of images to see that a photo has a scratch at all; with it, some thousands.
+        content_map: M adds a fully connected map to its content: without it z can hardly say what is where.
         content: False: style alone, as in StarGAN v2; contents are empty, (N, 0, 16, 16). It wants
             `decoders="joint"` and neither `anchor` nor `content_noise`.
         decoders: "separate" for background and foreground (`Generator`), or "joint" (`JointGenerator`).
@@ -65,6 +66,7 @@ class DTGANConfig:
     background_skip: bool = False
     fusion: Literal["linear", "alpha"] = "linear"
     trunk_norm: Literal["none", "instance"] = "none"
+    content_map: bool = False
     content: bool = True
     decoders: Literal["separate", "joint"] = "separate"
     foreground_classifier: bool = True
@@ -94,6 +96,7 @@ class DTGANConfig:
             require(self.decoders == "joint", "decoders", '"joint" without content')
             require(not self.anchor, "anchor", "False without content")
             require(not self.content_noise, "content_noise", "False without content")
+            require(not self.content_map, "content_map", "False without content")
         if self.decoders == "joint":
             require(not self.background_skip, "background_skip", "False with joint decoders")
             require(self.fusion == "linear", "fusion", '"linear" with joint decoders')
@@ -114,6 +117,11 @@ class DTGANConfig:
     def content_channels(self) -> int:
         """Channels of a content (64; 0 without content); its shape is (content_channels, 16, 16)."""
         return self.scaled(64) if self.content else 0
+
+    @property
+    def content_size(self) -> int:
+        """Numbers in a content."""
+        return self.content_channels * BOTTLENECK**2
 
     @property
     def background_channels(self) -> int:
@@ -148,6 +156,7 @@ PRESETS: dict[str, DTGANConfig] = {
         stem_kernel=3,
         background_out=128,  # with the skip, B only corrects
         shared_content_trunk=True,
+        content_map=True,
         background_skip=True,
         trunk_norm="instance",
     ),

@@ -9,8 +9,9 @@ images cost one B and four of the light F.
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from raygen.families.dtgan.batches import Batch
 from raygen.families.dtgan.config import DTGANTrainConfig, LossConfig, OptimizerConfig
 from raygen.families.dtgan.joint import JointGenerator, build_generator
 from raygen.families.dtgan.networks import (
+    CodeDiscriminator,
     Discriminator,
     Generator,
     MappingNetwork,
@@ -40,7 +42,7 @@ class Translator(nn.Module):
         super().__init__()
         self.generator = generator
 
-    def forward(self, x: Tensor, styles: Tensor, contents: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, styles: Tensor, contents: Tensor) -> "Translation":
         """Translates every image to V styles and contents.
 
         Args:
@@ -49,18 +51,27 @@ class Translator(nn.Module):
             contents: (V, N, content_channels, 16, 16).
 
         Returns:
-            Translations, unclamped, (V, N, C, H, W); the popped-out content FG_G(x), (N, content_channels,
-            16, 16).
+            See `Translation`.
         """
         generator, shape = self.generator, styles.shape[:2]
         features, popped = generator.encode(x)
         if isinstance(generator, Generator):
             background = generator.decode_background(features, x)  # (N, C, H, W)
             layers = generator.defect_layer(styles.flatten(0, 1), contents.flatten(0, 1))  # (V N, C, H, W)
-            return compose(background, layers.unflatten(0, shape)), popped
+            layers = layers.unflatten(0, shape)
+            return Translation(compose(background, layers), popped, background, layers)
         features = features.expand(len(styles), *features.shape).flatten(0, 1)
         translated = generator.decode(features, styles.flatten(0, 1), contents.flatten(0, 1))
-        return translated.unflatten(0, shape), popped
+        return Translation(translated.unflatten(0, shape), popped)
+
+
+class Translation(NamedTuple):
+    """N images translated to V styles and contents."""
+
+    images: Tensor  # (V, N, C, H, W), unclamped
+    popped: Tensor  # (N, content_channels, 16, 16): FG_G(x)
+    background: Tensor | None = None  # (N, C, H, W): B(x); None with joint decoders, as the next
+    layers: Tensor | None = None  # (V, N, C or C + 1, H, W): F(s, c)
 
 
 @dataclass(frozen=True)
@@ -71,15 +82,17 @@ class Networks:
     mapping: nn.Module
     encoder: nn.Module
     discriminator: nn.Module
+    codes: nn.Module | None = None  # the code discriminator, where there is one
 
     def items(self) -> Iterator[tuple[str, nn.Module]]:
         """Name and network of each."""
-        for field in fields(self):
-            yield field.name, getattr(self, field.name)
+        for name in (part.name for part in fields(self)):
+            if getattr(self, name) is not None:
+                yield name, getattr(self, name)
 
 
-def build_networks(sizes: DTGANConfig, seed: int) -> Networks:
-    """The four networks, initialized from a seed."""
+def build_networks(sizes: DTGANConfig, seed: int, with_codes: bool = False) -> Networks:
+    """The four networks, and the code discriminator if wanted, initialized from a seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         networks = Networks(
@@ -87,6 +100,7 @@ def build_networks(sizes: DTGANConfig, seed: int) -> Networks:
             mapping=MappingNetwork(sizes),
             encoder=StyleContentEncoder(sizes),
             discriminator=Discriminator(sizes),
+            codes=CodeDiscriminator(sizes) if with_codes else None,
         )
     for _, network in networks.items():
         compose_resampling(network)
@@ -97,14 +111,16 @@ def build_networks(sizes: DTGANConfig, seed: int) -> Networks:
 # ---------------------------------------------------------------------------------------------------- losses
 
 
-def discriminator_terms(networks: Networks, batch: Batch, mode: Mode, with_r1: bool) -> Terms:
+def discriminator_terms(
+    networks: Networks, batch: Batch, mode: Mode, with_r1: bool, classify_fakes: bool = True
+) -> Terms:
     """D's terms of equations 1, 6 and 7 on real images and the translations of one mode, and R1.
 
-    Only D gets gradients.
+    Only D gets gradients. See `LossConfig` for `classify_fakes`.
     """
     with torch.no_grad():
         styles, contents = _codes(networks, batch, mode, num=1)
-        fakes, _ = networks.translator(batch.x, styles, contents)  # (1, N, C, H, W)
+        fakes = networks.translator(batch.x, styles, contents).images  # (1, N, C, H, W)
     x = batch.x.detach().requires_grad_(with_r1)
     out = networks.discriminator(x)
     logits = _pick(out.adversarial, batch.domain)
@@ -115,8 +131,12 @@ def discriminator_terms(networks: Networks, batch: Batch, mode: Mode, with_r1: b
         terms["foreground_class"] = losses.classification(out.foreground, batch.domain)
     if out.background is not None:
         terms["background_class"] = losses.classification(out.background, batch.product)
-    judged = networks.discriminator(fakes[0]).adversarial
-    terms["fake"] = adversarial(_pick(judged, batch.target), real=False)
+    judged = networks.discriminator(fakes[0])
+    terms["fake"] = adversarial(_pick(judged.adversarial, batch.target), real=False)
+    if classify_fakes and judged.foreground is not None:
+        terms["fake_foreground_class"] = losses.classification(judged.foreground, batch.target)
+    if classify_fakes and judged.background is not None:
+        terms["fake_background_class"] = losses.classification(judged.background, batch.product)
     return terms
 
 
@@ -125,7 +145,7 @@ def head_start_terms(networks: Networks, batch: Batch) -> Terms:
     x = torch.cat([batch.x, batch.references.flatten(0, 1)])
     out = networks.discriminator(x)
     domain = torch.cat([batch.domain, batch.target, batch.target])
-    # Weighs nothing, but DDP wants every weight to take part.
+    # Weighs nothing, but DDP wants every weight to take part. (`iterate` leaves the head as it is.)
     terms = {"real": adversarial(_pick(out.adversarial, domain), real=True)}
     if out.foreground is not None:
         terms["foreground_class"] = losses.classification(out.foreground, domain)
@@ -149,29 +169,71 @@ def generator_terms(
     with torch.set_grad_enabled(torch.is_grad_enabled() and (mode == "latent" or train_encoder)):
         styles, contents = _codes(networks, batch, mode, num=1 + with_diversity)  # (1 or 2, N, ...) each
     i, j = _variants(with_diversity, has_content=contents.shape[2] > 0)
-    translations, popped = networks.translator(batch.x, styles[i], contents[j])
-    fake, target_style, target_content = translations[0], styles[0], contents[0]
+    there = networks.translator(batch.x, styles[i], contents[j])
+    fake, target_style, target_content = there.images[0], styles[0], contents[0]
 
     out = networks.discriminator(fake)
     own, recovered = _halves(
         networks.encoder(torch.cat([batch.x, fake]), torch.cat([batch.domain, batch.target]))
     )
-    back, popped_fake = networks.translator(fake, own[0][None], own[1][None])
+    back = networks.translator(fake, own[0][None], own[1][None])
+    own_content = own[1]
+    if config.detach_codes:
+        target_style, target_content, own_content = (
+            code.detach() for code in (target_style, target_content, own_content)
+        )
 
     terms = {
         "adversarial": adversarial(_pick(out.adversarial, batch.target), real=True),
         "style_content": losses.style_content(target_style, target_content, *recovered),
-        "cycle": losses.cycle(batch.x, back[0]),
-        "content_consistency": losses.content_consistency(popped, own[1], popped_fake, target_content),
+        "cycle": losses.cycle(batch.x, back.images[0]),
+        "content_consistency": losses.content_consistency(
+            there.popped, own_content, back.popped, target_content
+        ),
     }
+    if config.layer and there.background is not None and back.layers is not None:
+        terms["layer"] = _layer_term(batch, there.background, back.layers[0])
     if with_diversity:
-        spread = translations.clamp(-1, 1) if config.diversity_clamp else translations
+        spread = there.images.clamp(-1, 1) if config.diversity_clamp else there.images
         terms["diversity"] = losses.diversity(list(spread), config.diversity_reduction)
     if out.foreground is not None:
         terms["foreground_class"] = losses.classification(out.foreground, batch.target)
     if out.background is not None:
         terms["background_class"] = losses.classification(out.background, batch.product)
     return terms
+
+
+def taught_terms(networks: Networks, batch: Batch) -> Terms:
+    """What masks teach G and E without D: the background, and the layer that E reads."""
+    style, content = networks.encoder(batch.x, batch.domain)
+    made = networks.translator(batch.x, style[None], content[None])
+    return {"layer": _layer_term(batch, made.background, made.layers[0])}
+
+
+def _layer_term(batch: Batch, background: Tensor, layer: Tensor) -> Tensor:
+    """|B(x) - h| + |F(E(x)) - (x - h)|, of B(x), (N, C, H, W), and F(E(x)), (N, C or C + 1, H, W)."""
+    paint, where = layer[:, : batch.x.shape[1]], (batch.mask, batch.taught)
+    of_background = losses.at_defect(background, batch.healed, *where)
+    return of_background + losses.at_defect(paint, batch.x - batch.healed, *where)
+
+
+def code_discriminator_terms(
+    networks: Networks, real: Tensor, drawn: Tensor, domain: Tensor, with_r1: bool
+) -> Terms:
+    """The code discriminator's terms on M's codes and those read off real defects, (N, style_dim + content_size)
+    each, of the same domains. Only it gets gradients."""
+    assert networks.codes is not None
+    real = real.detach().requires_grad_(with_r1)
+    logits = networks.codes(real, domain)
+    terms = {"real": adversarial(logits, real=True)}
+    if with_r1:
+        terms["r1"] = r1(logits, real)
+    return terms | {"fake": adversarial(networks.codes(drawn.detach(), domain), real=False)}
+
+
+def _flat(styles: Tensor, contents: Tensor) -> Tensor:
+    """Codes as the code discriminator takes them: (V, N, ...) each to (V N, style_dim + content_size)."""
+    return torch.cat([styles.flatten(0, 1), contents.flatten(2).flatten(0, 1)], dim=1)
 
 
 def _variants(with_diversity: bool, has_content: bool) -> tuple[list[int], list[int]]:
@@ -189,6 +251,8 @@ def discriminator_objective(terms: Terms, config: LossConfig) -> Tensor:
         "r1": config.r1 * config.r1_every,
         "foreground_class": config.foreground_class,
         "background_class": config.background_class,
+        "fake_foreground_class": config.foreground_class,
+        "fake_background_class": config.background_class,
     }
     return _weighted(terms, weights)
 
@@ -196,7 +260,8 @@ def discriminator_objective(terms: Terms, config: LossConfig) -> Tensor:
 def generator_objective(terms: Terms, config: LossConfig, progress: float) -> Tensor:
     """G's side of equation 8, at a share of the training in [0, 1], on which the weight of diversity depends."""
     weights = {name: getattr(config, name) for name in terms}
-    weights["diversity"] = -config.diversity_at(progress) * config.diversity_every
+    if "diversity" in terms:
+        weights["diversity"] = -config.diversity_at(progress) * config.diversity_every
     return _weighted(terms, weights)
 
 
@@ -229,6 +294,24 @@ def _pick(logits: Tensor, domain: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------------------- state
 
 
+class CodeBank:
+    """The latest codes that E read off real defects, the newest first."""
+
+    def __init__(self) -> None:
+        self.codes = torch.empty(0)  # (rows, style_dim + content_size)
+        self.domain = torch.empty(0, dtype=torch.long)  # (rows,)
+
+    def add(self, codes: Tensor, domain: Tensor, room: int) -> None:
+        """Takes in codes, (N, ...), and lets the oldest go."""
+        older = (self.codes.to(codes), self.domain.to(domain)) if len(self.codes) else (codes[:0], domain[:0])
+        self.codes, self.domain = torch.cat([codes, older[0]])[:room], torch.cat([domain, older[1]])[:room]
+
+    def part(self, number: int, size: int) -> tuple[Tensor, Tensor]:
+        """Part `number` of so many codes, and their domains; from the start again where there are no more."""
+        rows = (number * size + torch.arange(size, device=self.codes.device)) % len(self.codes)
+        return self.codes[rows], self.domain[rows]
+
+
 @dataclass
 class Training:
     """All that changes while a training runs."""
@@ -237,11 +320,12 @@ class Training:
     average: Networks  # moving average of the weights, for generation
     optimizers: dict[str, torch.optim.Optimizer]  # one a network
     images_seen: int = 0
+    bank: CodeBank = field(default_factory=CodeBank)
 
     @classmethod
     def start(cls, config: DTGANTrainConfig, sizes: DTGANConfig, device: torch.device) -> "Training":
         """A training at its first image."""
-        networks = build_networks(sizes, config.seed)
+        networks = build_networks(sizes, config.seed, with_codes=config.loss.codes > 0)
         for _, network in networks.items():
             network.to(device)
         return cls(networks, copy.deepcopy(networks), _optimizers(networks, config.optimizer))
@@ -253,6 +337,7 @@ class Training:
             "average": {name: network.state_dict() for name, network in self.average.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "images_seen": self.images_seen,
+            "bank": {"codes": self.bank.codes, "domain": self.bank.domain},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -264,6 +349,7 @@ class Training:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         self.images_seen = state["images_seen"]
+        self.bank.codes, self.bank.domain = state["bank"]["codes"], state["bank"]["domain"]
 
     def is_finite(self) -> bool:
         """Whether all weights are."""
@@ -276,6 +362,7 @@ def _optimizers(networks: Networks, config: OptimizerConfig) -> dict[str, torch.
         "mapping": config.mapping_lr,
         "encoder": config.encoder_lr,
         "discriminator": config.discriminator_lr,
+        "codes": config.discriminator_lr,
     }
     return {
         name: torch.optim.Adam(
@@ -307,20 +394,21 @@ def iterate(
     progress = training.images_seen / config.images
     number = training.images_seen // batch_size
     with_r1 = number % config.loss.r1_every == 0
-    with_diversity = number % config.loss.diversity_every == 0
+    with_diversity = config.loss.diversity > 0 and number % config.loss.diversity_every == 0
+    is_head_start = training.images_seen < config.optimizer.head_start
     report: Terms = {}
     autocast = torch.autocast(batch.x.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
-    if training.images_seen < config.optimizer.head_start:
-        with autocast:
-            terms = head_start_terms(wrapped, batch)
-            total = discriminator_objective(terms, config.loss.model_copy(update={"adversarial": 0.0}))
-        _step(training, total, ["discriminator"])
+    if config.loss.codes:
+        steps = 1 if is_head_start else config.loss.codes_steps
+        report |= _step_codes(training, wrapped, batch, config, number, steps)
+    if is_head_start:
+        report |= _head_start(training, wrapped, batch, config, autocast)
         _move_average(training, config.optimizer.average_at(number))
         training.images_seen += batch_size
-        return {f"head start/D/{name}": term.detach() for name, term in terms.items()}
+        return report
     for mode in MODES:
         with autocast:
-            terms = discriminator_terms(wrapped, batch, mode, with_r1)
+            terms = discriminator_terms(wrapped, batch, mode, with_r1, config.loss.classify_fakes)
             total = discriminator_objective(terms, config.loss)
         _step(training, total, ["discriminator"])
         report |= {f"{mode}/D/{name}": term.detach() for name, term in terms.items()}
@@ -343,10 +431,63 @@ def iterate(
     return report
 
 
-def _step(training: Training, total: Tensor, learners: list[str]) -> None:
+def _head_start(
+    training: Training,
+    wrapped: Networks,
+    batch: Batch,
+    config: DTGANTrainConfig,
+    autocast: AbstractContextManager[Any],
+) -> Terms:
+    """D learns to classify, G and E what masks teach."""
+    with autocast:
+        terms = head_start_terms(wrapped, batch)
+        total = discriminator_objective(terms, config.loss.model_copy(update={"adversarial": 0.0}))
+    _step(
+        training, total, ["discriminator"], but=training.networks.discriminator.get_submodule("adversarial")
+    )
+    report = {f"head start/D/{name}": term.detach() for name, term in terms.items()}
+    if config.loss.layer:
+        with autocast:
+            terms = taught_terms(wrapped, batch)
+        _step(training, config.loss.layer * terms["layer"], ["translator", "encoder"])
+        report |= {f"head start/G/{name}": term.detach() for name, term in terms.items()}
+    return report
+
+
+def _step_codes(
+    training: Training, wrapped: Networks, batch: Batch, config: DTGANTrainConfig, number: int, steps: int
+) -> Terms:
+    """Steps of the code discriminator, and of M against it, in iteration `number`; the last one's terms."""
+    assert wrapped.codes is not None
+    with torch.no_grad():
+        real = _flat(*_codes(wrapped, batch, "reference", num=2))
+    training.bank.add(real, batch.target.repeat(2), room=len(real) * config.loss.codes_steps)
+    report: Terms = {}
+    for step in range(steps):
+        real, domain = training.bank.part(step, len(real))
+        z, noise = (drawn[2 * step : 2 * step + 2].flatten(0, 1) for drawn in (batch.z, batch.noise))
+        style, content = wrapped.mapping(z, domain, noise)
+        drawn = _flat(style[None], content[None])
+        with_r1 = (number * steps + step) % config.loss.r1_every == 0
+        terms = code_discriminator_terms(wrapped, real, drawn, domain, with_r1)
+        weights = {"real": 1.0, "r1": config.loss.codes_r1 * config.loss.r1_every, "fake": 1.0}
+        _step(training, _weighted(terms, weights), ["codes"])
+        report |= {f"codes/D/{name}": term.detach() for name, term in terms.items()}
+        with frozen(wrapped.codes):
+            loss = adversarial(wrapped.codes(drawn, domain), real=True)
+        _step(training, config.loss.codes * loss, ["mapping"])
+        report["codes/M/adversarial"] = loss.detach()
+    return report
+
+
+def _step(training: Training, total: Tensor, learners: list[str], but: nn.Module | None = None) -> None:
+    """One step of some networks; `but` is a part of theirs that stays as it is, which Adam would not let it at a
+    gradient of zero: there it makes a full step of the weight decay."""
     for name in learners:
         training.optimizers[name].zero_grad(set_to_none=True)
     total.backward()
+    if but is not None:
+        but.zero_grad(set_to_none=True)
     for name in learners:
         training.optimizers[name].step()
 

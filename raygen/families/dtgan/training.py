@@ -15,9 +15,11 @@ from raygen.families.dtgan.batches import BatchMaker, Sampler, to_batch
 from raygen.families.dtgan.config import DTGANTrainConfig
 from raygen.families.dtgan.sheet import training_sheet
 from raygen.families.dtgan.sizes import LADDER, PRESETS, DTGANConfig
-from raygen.families.dtgan.step import Networks, Training, generator_objective, generator_terms, iterate
+from raygen.families.dtgan.step import Networks, Training, generator_terms, iterate
+from raygen.families.dtgan.vital_signs import THRESHOLDS, distance_from_real, vital_signs
 from raygen.families.family import Contents, Fields, Settled
-from raygen.families.photos import DefectSet, loader
+from raygen.families.photos import TRAINING_SPLITS, DefectSet, loader
+from raygen.families.vital_signs import Signs
 from raygen.families.world import Terms, World
 from raygen.records import MODES, NORMAL
 
@@ -29,6 +31,7 @@ class DTGANTrainer:
     """See raygen.families.family.Trainer."""
 
     shown = ("latent/D/real", "latent/D/fake", "reference/G/cycle", "head start/D/foreground_class")
+    thresholds = THRESHOLDS
 
     def __init__(self, config: DTGANTrainConfig, run: Settled) -> None:
         self.config = config
@@ -37,6 +40,11 @@ class DTGANTrainer:
     @staticmethod
     def draft(config: DTGANTrainConfig) -> tuple[dict[str, Any], DefectSet]:
         defects = DefectSet.read(config)
+        if config.loss.layer and not any(photo.mask_uri for photo in defects.part(TRAINING_SPLITS).photos):
+            raise UserError(
+                f"loss.layer = {config.loss.layer:g}: no defect in {config.defects} has a mask to learn from; add "
+                "masks, or set loss.layer = 0 and optimizer.head_start = 0, and train much longer"
+            )
         return asdict(network_sizes(config, len(defects.products), 1 + len(defects.defect_types))), defects
 
     def describe(self) -> str:
@@ -65,18 +73,21 @@ class DTGANTrainer:
         return Sampler(photos.domains, photos.product_numbers, self.config.seed, self.config.balance)
 
     def maker(self, learning: DefectSet, in_memory: bool) -> BatchMaker:
-        load = loader(learning.photos, self.sizes, in_memory=in_memory)
-        sampler = self._sampler(learning)
-        return BatchMaker(sampler, load, self.sizes, self.config.augment)
+        return self._maker(learning, in_memory, self.config.augment)
+
+    def _maker(self, photos: DefectSet, in_memory: bool, augment: bool) -> BatchMaker:
+        with_masks = self.config.loss.layer > 0
+        load = loader(photos.photos, self.sizes, in_memory=in_memory, masks="known" if with_masks else "none")
+        latents = 2 * self.config.loss.codes_steps
+        return BatchMaker(self._sampler(photos), load, self.sizes, augment, with_masks, latents)
 
     @torch.no_grad()
     def validate(self, training: Training, judged: DefectSet) -> dict[str, float]:
         """G's terms without their games (adversarial, diversity) on a fixed set of translations, by the averaged
-        weights: each, by its name, and `objective`, their weighted sum."""
+        weights: each, by its name. And `objective`: the kernel distance of drawn defects from real ones, a mean
+        over the defect types and modes. (The terms are no objective: codes that collapse satisfy most.)"""
         average = training.average
-        load = loader(judged.photos, self.sizes, in_memory=False)
-        sampler = self._sampler(judged)
-        make = BatchMaker(sampler, load, self.sizes, augment=False)
+        make = self._maker(judged, in_memory=False, augment=False)
         device = next(average.mapping.parameters()).device
         sums: dict[str, float] = defaultdict(float)
         size = 8
@@ -85,17 +96,18 @@ class DTGANTrainer:
             for mode in MODES:
                 terms = generator_terms(average, batch, mode, self.config.loss, with_diversity=False)
                 del terms["adversarial"]
-                sums["objective"] += generator_objective(terms, self.config.loss, 1.0).item()
                 for name, term in terms.items():
                     sums[f"{mode}/{name}"] += term.item()
-        num_batches = NUM_VALIDATION // size
-        return {
-            name: value / num_batches / (len(MODES) if name == "objective" else 1)
-            for name, value in sums.items()
-        }
+        terms = {name: value * size / NUM_VALIDATION for name, value in sums.items()}
+        return {**terms, "objective": distance_from_real(average, judged, self.sizes, self.config.seed)}
 
-    def sheet(self, training: Training, judged: DefectSet) -> bytes:
-        return training_sheet(training.average, judged, self.sizes, self.config.seed)
+    def vital_signs(self, training: Training, learning: DefectSet, judged: DefectSet) -> Signs:
+        if training.images_seen <= self.config.optimizer.head_start:
+            return {}  # D alone has learned
+        return vital_signs(training, learning, judged, self.sizes, self.config.seed)
+
+    def sheet(self, training: Training, judged: DefectSet, title: str = "") -> bytes:
+        return training_sheet(training.average, judged, self.sizes, self.config.seed, title)
 
     def contents(self, training: Training, learning: DefectSet) -> Contents:
         average = training.average
@@ -154,6 +166,9 @@ def network_sizes(config: DTGANTrainConfig, num_products: int, num_domains: int)
     for name in counts:
         if name in config.model:
             raise UserError(f"model.{name}: is counted from the defect set; leave it out")
+    for name in ("layer", "codes"):
+        if getattr(config.loss, name) and config.ladder < "e":
+            raise UserError(f"loss.{name}: ladder (a) to (d) has no defect layers of its own; set it to 0")
     try:
         return replace(PRESETS[config.preset], **{**LADDER[config.ladder], **config.model, **counts})
     except (TypeError, ValueError) as error:
