@@ -140,8 +140,8 @@ def test_two_workers_train_together(ray_cluster: None, defects: str, s3_uri: str
     alone = recipe(defects, f"{s3_uri}-alone", images=16, compute={"num_workers": 1, "gpus_per_worker": 0})
     train(alone)
     for together, single in zip(metrics(config.output), metrics(alone.output), strict=True):
-        # Roundings grow by Adam's first steps, which are of full size whatever the gradient; that two processes have
-        # one's gradients is held in float64 beside. Vital signs are by ranks and ratios, which a rounding may tip.
+        # Adam's first steps are of full size whatever the gradient: roundings grow. That two processes have one's
+        # gradients is held in float64 beside. Vital signs are by ranks, which a rounding may tip.
         for name in (name for name in single if not name.startswith("vital/")):
             assert together[name] == pytest.approx(single[name], rel=6e-2, abs=6e-3), name
 
