@@ -1,5 +1,5 @@
-"""What a release makes, the next one makes: samples of the shipped checkpoint against digests that were taken at
-commit 12078af, before each family moved into a folder of its own.
+"""What a release makes, the next one makes: samples of the shipped checkpoint against digests that were taken
+when that checkpoint was made.
 
 `python tests/test_same_bytes.py` writes them anew, for a change that is meant to change samples.
 """
