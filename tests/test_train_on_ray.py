@@ -140,10 +140,9 @@ def test_two_workers_train_together(ray_cluster: None, defects: str, s3_uri: str
     alone = recipe(defects, f"{s3_uri}-alone", images=16, compute={"num_workers": 1, "gpus_per_worker": 0})
     train(alone)
     for together, single in zip(metrics(config.output), metrics(alone.output), strict=True):
-        # Adam's first steps are of full size whatever the gradient: roundings grow. That two processes have one's
-        # gradients is held in float64 beside. Vital signs are by ranks, which a rounding may tip.
+        # Vital signs are by ranks and ratios, which a rounding may tip; they are measured by one process.
         for name in (name for name in single if not name.startswith("vital/")):
-            assert together[name] == pytest.approx(single[name], rel=6e-2, abs=6e-3), name
+            assert together[name] == pytest.approx(single[name], rel=2e-2, abs=2e-3), name
 
 
 @pytest.mark.slow

@@ -117,7 +117,7 @@ class BatchMaker:
         channels = self.sizes.channels
         for draw in draws:
             source, *others = next(photos), next(photos)[..., :channels], next(photos)[..., :channels]
-            if self.with_masks:
+            if self.with_masks:  # they go through the same augmentation
                 source = np.concatenate([source, healed(source)], axis=2)
             views = [augmented(view, draw.random) if self.augment else view for view in (source, *others)]
             x.append(views[0])
@@ -126,19 +126,16 @@ class BatchMaker:
             latents.append(draw.random.standard_normal(size, np.float32))
         sources = [draw.source for draw in draws]
         z, noise = np.split(np.stack(latents, axis=1), [self.sizes.latent_dim], axis=2)
-        sources_pixels = np.stack(x)
-        pixels = sources_pixels[..., :channels]
-        mask = (
-            sources_pixels[..., channels : channels + 1]
-            if self.with_masks
-            else np.zeros_like(pixels[..., :1])
-        )
+        pixels, mask, clean = np.split(np.stack(x), [channels, channels + 1], axis=3)
+        if not self.with_masks:
+            mask, clean = np.zeros_like(pixels[..., :1]), pixels
+        mask = mask > 127
         is_normal = self.sampler.domains[sources] == NORMAL
         return {
             "x": pixels,
-            "healed": sources_pixels[..., channels + 1 :] if self.with_masks else pixels,
-            "mask": (mask > 127).astype(np.float32).transpose(0, 3, 1, 2),
-            "taught": (is_normal | (mask > 127).any(axis=(1, 2, 3))).astype(np.float32),
+            "healed": clean,
+            "mask": mask.astype(np.float32).transpose(0, 3, 1, 2),
+            "taught": (is_normal | mask.any(axis=(1, 2, 3))).astype(np.float32),
             "domain": self.sampler.domains[sources],
             "product": self.sampler.products[sources],
             "target": np.array([draw.target for draw in draws]),

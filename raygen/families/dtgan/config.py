@@ -68,8 +68,8 @@ class OptimizerConfig(Config):
     encoder_on_references: bool = False
     """Whether the reference-guided step trains E too, or, as in StarGAN v2, G alone."""
     head_start: Annotated[int, Field(ge=0)] = 0
-    """Images over which D learns to classify, and G and E what masks teach them (`layer`): until D
-    knows the defects, it has nothing to teach G, and these steps are cheap."""
+    """Images over which D learns to classify, and G and E what masks teach them (`layer`): until D knows the
+    defects, it has nothing to teach G, and these steps are cheap."""
     average: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Share of itself that the moving average keeps at every iteration."""
     average_ramp: bool = False

@@ -103,7 +103,7 @@ class DTGANTrainer:
 
     def vital_signs(self, training: Training, learning: DefectSet, judged: DefectSet) -> Signs:
         if training.images_seen <= self.config.optimizer.head_start:
-            return {}  # D alone has learned
+            return {}  # D has judged nothing yet
         return vital_signs(training, learning, judged, self.sizes, self.config.seed)
 
     def sheet(self, training: Training, judged: DefectSet, title: str = "") -> bytes:
