@@ -14,11 +14,18 @@ from raygen import images, storage, surfaces
 from raygen.config import load_config
 from raygen.errors import UserError
 from raygen.families.dtgan import losses
-from raygen.families.dtgan.batches import Batch, BatchMaker, Sampler, healed, to_batch
+from raygen.families.dtgan.batches import Batch, BatchMaker, Sampler, healed, to_batch, turned_over
 from raygen.families.dtgan.config import DTGANTrainConfig
 from raygen.families.dtgan.networks import CodeDiscriminator, MappingNetwork
 from raygen.families.dtgan.sizes import DTGANConfig
-from raygen.families.dtgan.step import Networks, Training, build_networks, generator_terms, iterate
+from raygen.families.dtgan.step import (
+    Networks,
+    Training,
+    build_networks,
+    generator_terms,
+    iterate,
+    taught_terms,
+)
 from raygen.families.dtgan.training import DTGANTrainer, network_sizes
 from raygen.families.vital_signs import correlation, share_of_variance
 
@@ -147,6 +154,39 @@ def test_masks_go_with_their_photos_through_augmentation() -> None:
     assert torch.equal(some.x[~is_defect], some.healed[~is_defect])
 
 
+def test_a_defect_turned_over_is_bright_for_dark_and_nothing_beside_it_changes() -> None:
+    config = shipped()
+    sizes = network_sizes(config, num_products=3, num_domains=3)
+    some = to_batch(surface_maker(config, sizes, 4, seed=1)(range(16)))
+    other = turned_over(some)
+    torch.testing.assert_close(other[some.domain == 0], some.x[some.domain == 0])
+    inside = other.abs() < 1  # what is not cut off at black or white
+    torch.testing.assert_close((other - some.healed)[inside], (some.healed - some.x)[inside])
+
+
+def test_masks_ask_style_whether_a_defect_is_bright_and_content_for_all_else() -> None:
+    """F(E^s(w), E^c(v)) is to be w's defect, w and v being a photo or the same turned over: v is w in half of the
+    rows, and the other one in the rest. Were it never w, content could say it, the wrong way round."""
+    sizes = network_sizes(shipped(), num_products=3, num_domains=3)
+    networks = build_networks(sizes, 0)
+    some = to_batch(surface_maker(shipped(), sizes, 4, seed=1)(range(8)))
+    photos = {"x": some.x, "w": turned_over(some)}
+    read = {name: networks.encoder(w, some.domain) for name, w in photos.items()}
+    wanted = {name: w - some.healed for name, w in photos.items()}
+    assert (wanted["x"] - wanted["w"]).abs().max() > 0.1
+    swapped = some.z[0, :, 0] < 0
+    assert 0 < swapped.sum() < 8
+    where = some.mask, some.taught
+    background = networks.translator(some.x, *(code[None] for code in read["x"])).background
+    by_hand = losses.at_defect(background, some.healed, *where)
+    for name, other in (("x", "w"), ("w", "x")):
+        content = read[name][1].clone()
+        content[swapped] = read[other][1][swapped]
+        layer = networks.translator(some.x, read[name][0][None], content[None]).layers[0]
+        by_hand = by_hand + losses.at_defect(layer, wanted[name], *where) / 2
+    torch.testing.assert_close(taught_terms(networks, some)["layer"], by_hand)
+
+
 def test_the_code_discriminator_judges_each_row_by_its_own_domain() -> None:
     network = CodeDiscriminator(SIZES)
     codes = torch.randn(6, SIZES.style_dim + SIZES.content_size)
@@ -223,21 +263,71 @@ def test_content_obeys_z_over_a_short_training() -> None:
     assert z_share(training.networks, sizes) > 0.3
 
 
+@pytest.fixture(scope="module")
+def learned() -> tuple[Training, DTGANConfig]:
+    """By the small recipe: masks for 2,400 images, then all of it for 480."""
+    optimizer = shipped().optimizer.model_copy(update={"head_start": 2_400})
+    return trained(shipped(images=2_880, optimizer=optimizer), iterations=360)
+
+
+def new_spots(config: DTGANTrainConfig, sizes: DTGANConfig) -> Batch:
+    """Of surfaces that were not learned from, a quarter of them bright."""
+    some = to_batch(surface_maker(config, sizes, 20, seed=9)(range(160)))
+    rows = (some.domain == KINDS.index("spots")).nonzero()[:, 0]
+    images = {name: getattr(some, name)[rows] for name in ("x", "healed", "mask", "domain")}
+    return some._replace(**images)
+
+
+def drawn_at(
+    mask: torch.Tensor, networks: Networks, style: torch.Tensor, content: torch.Tensor
+) -> torch.Tensor:
+    """How bright F draws on the mask: (N,)."""
+    layers = networks.translator.get_submodule("generator").defect_layer(style, content)  # pyright: ignore
+    return (layers * mask).sum((1, 2, 3))
+
+
 @pytest.mark.slow
-def test_references_come_back_with_their_sign() -> None:
-    """Bright spots and dark ones, on surfaces that were not learned from, after the head start of the recipe."""
-    config = shipped(images=6_000)
-    training, sizes = trained(config, iterations=250)
-    some: Batch = to_batch(surface_maker(config, sizes, 20, seed=9)(range(160)))
-    spots = some.domain == 2
-    with torch.no_grad():
-        style, content = training.average.encoder(some.x[spots], some.domain[spots])
-        layers = training.average.translator.get_submodule("generator").defect_layer(style, content)  # pyright: ignore
-    mask = some.mask[spots]
-    true = ((some.x - some.healed)[spots] * mask).sum((1, 2, 3))
-    drawn = (layers * mask).sum((1, 2, 3))
-    bright = true > 0
-    assert 0.1 < bright.float().mean() < 0.5  # there are both
-    for which in (bright, ~bright):
+@torch.no_grad()
+def test_references_come_back_with_their_sign_and_style_alone_turns_it(
+    learned: tuple[Training, DTGANConfig],
+) -> None:
+    training, sizes = learned
+    some, networks = new_spots(shipped(), sizes), training.average
+    true = ((some.x - some.healed) * some.mask).sum((1, 2, 3))
+    assert 0.1 < (true > 0).float().mean() < 0.5  # there are both
+    style, content = networks.encoder(some.x, some.domain)
+    drawn = drawn_at(some.mask, networks, style, content)
+    for which in (true > 0, true < 0):
         assert ((drawn > 0) == (true > 0))[which].float().mean() > 0.8
     assert correlation(true[:, None], drawn[:, None]) > 0.8
+    turned, _ = networks.encoder(turned_over(some), some.domain)
+    assert ((drawn_at(some.mask, networks, turned, content) > 0) == (true < 0)).float().mean() > 0.8
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_e_reads_what_m_drew(learned: tuple[Training, DTGANConfig]) -> None:
+    training, sizes = learned
+    networks, random = training.average, torch.Generator().manual_seed(3)
+    normals = to_batch(surface_maker(shipped(), sizes, 20, seed=9)(range(64)))
+    z, noise = (torch.randn(64, n, generator=random) for n in (sizes.latent_dim, sizes.noise_size))
+    for domain in (1, 2):
+        rows = torch.full((64,), domain)
+        style, content = networks.mapping(z, rows, noise)
+        made = networks.translator(normals.healed, style[None], content[None]).images[0]
+        _, read = networks.encoder(made, rows)
+        assert correlation(content, read) > 0.5
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_styles_of_latents_spread_as_those_of_defects(learned: tuple[Training, DTGANConfig]) -> None:
+    """They once were all but one, since E's were: the content alone said how bright a defect is."""
+    training, sizes = learned
+    some, networks = new_spots(shipped(), sizes), training.average
+    style, _ = networks.encoder(some.x, some.domain)
+    random = torch.Generator().manual_seed(3)
+    z, noise = (torch.randn(len(style), n, generator=random) for n in (sizes.latent_dim, sizes.noise_size))
+    drawn, _ = networks.mapping(z, some.domain, noise)
+    assert style.std(dim=0).mean() > 0.3 * style.abs().mean()
+    assert drawn.std(dim=0).mean() > 0.3 * style.std(dim=0).mean()

@@ -6,9 +6,11 @@
 DEFECTS is a set with masks; its split train is looked at. The first prints, for each product × type, the
 unbiased kernel distance × 1000 (EfficientNet-Lite0) of normals, latent-guided and reference-guided samples from
 real defects; how the strength and sign of what is drawn of a reference correlate with the reference's own; the
-share of a real defect's contrast that B keeps (median); the share of bright defects; and the share whose largest
-part holds four fifths of the mask. The second trains M alone, on the checkpoint's E and F, to draw the codes that
-E reads off augmented defects, against a fresh code discriminator: without `content_map` and with it.
+share of a real defect's contrast that B keeps (median); the share of bright defects; the share whose largest part
+holds four fifths of the mask; the share of references that turn from bright to dark, or back, with the style of
+the same photo turned over; and the standard deviation of M's styles for one of E's. The second trains M alone, on
+the checkpoint's E and F, to draw the codes that E reads off augmented defects, against a fresh code discriminator:
+without `content_map` and with it.
 """
 
 import argparse
@@ -85,10 +87,21 @@ def cells(checkpoint: Checkpoint, defects: str) -> Iterator[Cell]:
             yield Cell(f"{product}/{kind}", domain, normals, of(product, kind, NUM_DEFECTS))
 
 
+def bright(drawn: Tensor, masks: Tensor) -> np.ndarray:
+    """Whether what is drawn, (N, C, H, W), is bright on masks (N, 1, H, W) that hold anything."""
+    signs = (drawn.mean(dim=1, keepdim=True) * masks).sum((1, 2, 3))
+    return (signs[masks.any(dim=3).any(dim=2)[:, 0]] > 0).numpy()
+
+
 def codes(networks: Trained, x: Tensor, domain: int) -> tuple[Tensor, Tensor]:
     """What E reads off (N, C, H, W)."""
     read = [networks.encoder(part, torch.full((len(part),), domain)) for part in x.split(32)]
     return torch.cat([style for style, _ in read]), torch.cat([content for _, content in read])
+
+
+def share(of: np.ndarray) -> float:
+    """The share of yes; NaN of nothing."""
+    return float(of.mean()) if len(of) else float("nan")
 
 
 def largest_parts(masks: np.ndarray) -> float:
@@ -98,7 +111,7 @@ def largest_parts(masks: np.ndarray) -> float:
         _, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
         areas = stats[1:, cv2.CC_STAT_AREA]  # without the background
         single.append(areas.max() >= 0.8 * areas.sum())
-    return float(np.mean(single)) if single else float("nan")
+    return share(np.array(single))
 
 
 @torch.no_grad()
@@ -116,8 +129,11 @@ def look(networks: Trained, cell: Cell, features: Lite0Features) -> list[float]:
     sizes = networks.sizes
     lengths = sizes.latent_dim, sizes.noise_size
     z, noise = (torch.from_numpy(random.standard_normal((NUM_SAMPLES, n), np.float32)) for n in lengths)
-    latent = in_parts(networks.generator.defect_layer, *networks.mapping.for_domain(z, cell.domain, noise))
-    reference = in_parts(networks.generator.defect_layer, *codes(networks, x, cell.domain))
+    style, content = codes(networks, x, cell.domain)
+    drawn_style, drawn_content = networks.mapping.for_domain(z, cell.domain, noise)
+    latent = in_parts(networks.generator.defect_layer, drawn_style, drawn_content)
+    reference = in_parts(networks.generator.defect_layer, style, content)
+    turned = in_parts(networks.generator.defect_layer, codes(networks, 2 * h - x, cell.domain)[0], content)
     background = in_parts(networks.generator.background, images.to_model(torch.from_numpy(cell.normals)))
 
     real = features(cell.defects[..., :-1])
@@ -132,15 +148,17 @@ def look(networks: Trained, cell: Cell, features: Lite0Features) -> list[float]:
     kept /= ((x - h).abs() * mask).sum((1, 2, 3)).clamp(min=1e-3)
     bare = (latent - latent.median(dim=0).values)[:, : sizes.channels]
     found = find_defects((bare.abs().amax(dim=1) * 127.5).numpy(), MaskConfig()).masks > 0
-    signs = (bare.mean(dim=1).numpy() * found).sum(axis=(1, 2))
+    channels = slice(0, sizes.channels)
     return [
         *(1000 * distance for distance in distances),
         float(np.corrcoef(true, drawn)[0, 1]),
         kept.median().item(),
         float((true > 0).mean()),
-        float((signs[found.any(axis=(1, 2))] > 0).mean()),
+        share(bright(bare, torch.from_numpy(found)[:, None])),
         largest_parts(defects[..., -1] > 127),
         largest_parts(found),
+        share(bright(reference[:, channels], mask) != bright(turned[:, channels], mask)),
+        (drawn_style.std(dim=0).mean() / style.std(dim=0).mean()).item(),
     ]
 
 
@@ -197,14 +215,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             learn_codes(networks, found, with_map, args.mapping)
         return
     names = "normals latent reference correlation kept real:bright latent:bright real:1-part latent:1-part"
-    print(f"{'':28}" + "".join(f"{name:>14}" for name in names.split()))
+    print(f"{'':28}" + "".join(f"{name:>14}" for name in [*names.split(), "turned", "styles"]))
     features = Lite0Features(None, torch.device("cpu"))
     table = []
     for cell in found:
         values = look(networks, cell, features)
         table.append(values)
         print(f"{cell.name:28}" + "".join(f"{value:14.2f}" for value in values), flush=True)
-    print(f"{'mean':28}" + "".join(f"{value:14.2f}" for value in np.mean(table, axis=0)))
+    print(f"{'mean':28}" + "".join(f"{value:14.2f}" for value in np.nanmean(table, axis=0)))
 
 
 if __name__ == "__main__":

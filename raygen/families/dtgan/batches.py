@@ -166,6 +166,11 @@ def healed(photo: np.ndarray) -> np.ndarray:
     return np.rint(FILLS["telea"](pixels, hole)).astype(np.uint8)
 
 
+def turned_over(batch: Batch) -> Tensor:
+    """The sources with bright defects dark and dark ones bright: (N, C, H, W) in [-1, 1]."""
+    return (2 * batch.healed - batch.x).clamp(-1, 1)
+
+
 def augmented(pixels: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """StarGAN v2's, whose scheme the paper keeps (Appendix B): with probability 1/2 a random resized crop of 0.8
     to 1 of the area and an aspect ratio of 0.9 to 1.1; with probability 1/2 a horizontal flip."""

@@ -23,7 +23,8 @@ class LossConfig(Config):
     """Whether D's classifiers learn from fakes, too, under their wanted names, as equations 6 and 7 have it; or
     from real images alone, so that they tell G when what it makes is not that yet."""
     layer: float = 0.0
-    """Where a photo's mask is known: |B(x) - h| + |F(E(x)) - (x - h)|, h the photo with its defect filled in."""
+    """Where a photo's mask is known: |B(x) - h| + |F(E(x)) - (x - h)|, h the photo with its defect filled in; and
+    the like of the photo with its defect turned over, bright for dark, of which F gets the style alone."""
     codes: float = 0.0
     """M against a discriminator that tells its codes from those that E reads off real defects."""
     codes_steps: Annotated[int, Field(ge=1)] = 1

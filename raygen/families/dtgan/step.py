@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from raygen.families.blocks import channels_last, compose_resampling, frozen
 from raygen.families.dtgan import losses
-from raygen.families.dtgan.batches import Batch
+from raygen.families.dtgan.batches import Batch, turned_over
 from raygen.families.dtgan.config import DTGANTrainConfig, LossConfig, OptimizerConfig
 from raygen.families.dtgan.joint import JointGenerator, build_generator
 from raygen.families.dtgan.networks import (
@@ -173,10 +173,12 @@ def generator_terms(
     fake, target_style, target_content = there.images[0], styles[0], contents[0]
 
     out = networks.discriminator(fake)
-    own, recovered = _halves(
-        networks.encoder(torch.cat([batch.x, fake]), torch.cat([batch.domain, batch.target]))
-    )
-    back = networks.translator(fake, own[0][None], own[1][None])
+    taught = [turned_over(batch)] if config.layer else []
+    domains = [batch.domain, batch.target] + [batch.domain] * len(taught)
+    own, recovered, *others = _read(networks, [batch.x, fake, *taught], domains)
+    # In x's own style, and in that of x turned over.
+    own_styles = torch.stack([own[0], *[style for style, _ in others]])
+    back = networks.translator(fake, own_styles, own[1].expand(len(own_styles), *own[1].shape))
     own_content = own[1]
     if config.detach_codes:
         target_style, target_content, own_content = (
@@ -192,7 +194,7 @@ def generator_terms(
         ),
     }
     if config.layer and there.background is not None and back.layers is not None:
-        terms["layer"] = _layer_term(batch, there.background, back.layers[0])
+        terms["layer"] = _layer_term(batch, there.background, back.layers, torch.stack([batch.x, *taught]))
     if with_diversity:
         spread = there.images.clamp(-1, 1) if config.diversity_clamp else there.images
         terms["diversity"] = losses.diversity(list(spread), config.diversity_reduction)
@@ -205,16 +207,32 @@ def generator_terms(
 
 def taught_terms(networks: Networks, batch: Batch) -> Terms:
     """What masks teach G and E without D: the background, and the layer that E reads."""
-    style, content = networks.encoder(batch.x, batch.domain)
-    made = networks.translator(batch.x, style[None], content[None])
-    return {"layer": _layer_term(batch, made.background, made.layers[0])}
+    other = turned_over(batch)
+    styles, contents = networks.encoder(torch.cat([batch.x, other]), batch.domain.repeat(2))
+    styles, contents = styles.unflatten(0, (2, -1)), contents.unflatten(0, (2, -1))
+    # Half of the rows get the other's content, by a coin of their own: if all did, content could say it, the wrong
+    # way round.
+    swap = batch.z[0, :, 0] < 0
+    contents = torch.where(swap[None, :, None, None, None], contents.flip(0), contents)
+    made = networks.translator(batch.x, styles, contents)
+    return {"layer": _layer_term(batch, made.background, made.layers, torch.stack([batch.x, other]))}
 
 
-def _layer_term(batch: Batch, background: Tensor, layer: Tensor) -> Tensor:
-    """|B(x) - h| + |F(E(x)) - (x - h)|, of B(x), (N, C, H, W), and F(E(x)), (N, C or C + 1, H, W)."""
-    paint, where = layer[:, : batch.x.shape[1]], (batch.mask, batch.taught)
-    of_background = losses.at_defect(background, batch.healed, *where)
-    return of_background + losses.at_defect(paint, batch.x - batch.healed, *where)
+def _layer_term(batch: Batch, background: Tensor, layers: Tensor, wanted: Tensor) -> Tensor:
+    """|B(x) - h|, and |F(E^s(w), E^c(v)) - (w - h)|, w and v being x or x turned over: style says whether a defect
+    is bright or dark, content all else. Otherwise the content would say that, too, and style nothing.
+
+    Args:
+        background: (N, C, H, W): B(x).
+        layers: (V, N, C or C + 1, H, W): F.
+        wanted: (V, N, C, H, W): w.
+    """
+    where = batch.mask, batch.taught
+    of_layers = [
+        losses.at_defect(layer[:, : batch.x.shape[1]], w - batch.healed, *where)
+        for layer, w in zip(layers, wanted, strict=True)
+    ]
+    return losses.at_defect(background, batch.healed, *where) + torch.stack(of_layers).mean()
 
 
 def code_discriminator_terms(
@@ -280,10 +298,10 @@ def _codes(networks: Networks, batch: Batch, mode: Mode, num: int) -> tuple[Tens
     return style.unflatten(0, (num, -1)), content.unflatten(0, (num, -1))
 
 
-def _halves(codes: tuple[Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Codes of 2 N images as those of the first N and those of the others."""
-    (style1, style2), (content1, content2) = (code.chunk(2) for code in codes)
-    return (style1, content1), (style2, content2)
+def _read(networks: Networks, photos: list[Tensor], domains: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """What E reads off each of some batches, in one pass."""
+    styles, contents = networks.encoder(torch.cat(photos), torch.cat(domains))
+    return list(zip(styles.split(len(photos[0])), contents.split(len(photos[0])), strict=True))
 
 
 def _pick(logits: Tensor, domain: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ THRESHOLDS = (
     Threshold(
         "style/recovered",
         "E does not read the style that a translation was made of",
-        "raise loss.style_content or optimizer.encoder_lr",
+        "set loss.layer = 5 where there are masks, or raise loss.style_content or optimizer.encoder_lr",
         below=0.1,
         since=0.3,
     ),
