@@ -14,7 +14,7 @@ from raygen import images, storage, surfaces
 from raygen.config import load_config
 from raygen.errors import UserError
 from raygen.families.dtgan import losses
-from raygen.families.dtgan.batches import Batch, BatchMaker, Sampler, healed, to_batch, turned_over
+from raygen.families.dtgan.batches import BatchMaker, Sampler, healed, to_batch, turned_over
 from raygen.families.dtgan.config import DTGANTrainConfig
 from raygen.families.dtgan.networks import CodeDiscriminator, MappingNetwork
 from raygen.families.dtgan.sizes import DTGANConfig
@@ -263,71 +263,29 @@ def test_content_obeys_z_over_a_short_training() -> None:
     assert z_share(training.networks, sizes) > 0.3
 
 
-@pytest.fixture(scope="module")
-def learned() -> tuple[Training, DTGANConfig]:
-    """By the small recipe: masks for 2,400 images, then all of it for 480."""
-    optimizer = shipped().optimizer.model_copy(update={"head_start": 2_400})
-    return trained(shipped(images=2_880, optimizer=optimizer), iterations=360)
-
-
-def new_spots(config: DTGANTrainConfig, sizes: DTGANConfig) -> Batch:
-    """Of surfaces that were not learned from, a quarter of them bright."""
-    some = to_batch(surface_maker(config, sizes, 20, seed=9)(range(160)))
-    rows = (some.domain == KINDS.index("spots")).nonzero()[:, 0]
-    images = {name: getattr(some, name)[rows] for name in ("x", "healed", "mask", "domain")}
-    return some._replace(**images)
-
-
-def drawn_at(
-    mask: torch.Tensor, networks: Networks, style: torch.Tensor, content: torch.Tensor
-) -> torch.Tensor:
-    """How bright F draws on the mask: (N,)."""
-    layers = networks.translator.get_submodule("generator").defect_layer(style, content)  # pyright: ignore
-    return (layers * mask).sum((1, 2, 3))
-
-
 @pytest.mark.slow
-@torch.no_grad()
-def test_references_come_back_with_their_sign_and_style_alone_turns_it(
-    learned: tuple[Training, DTGANConfig],
-) -> None:
-    training, sizes = learned
-    some, networks = new_spots(shipped(), sizes), training.average
+def test_references_come_back_with_their_sign_and_style_alone_turns_it() -> None:
+    """Bright spots and dark ones, on surfaces that were not learned from, after a head start: until then content
+    has learned where defects are, and half way nobody has said yet whether they are bright."""
+    training, sizes = trained(shipped(), iterations=900)
+    some = to_batch(surface_maker(shipped(), sizes, 20, seed=9)(range(160)))
+    spots = some.domain == KINDS.index("spots")
+    images = {name: getattr(some, name)[spots] for name in ("x", "healed", "mask", "domain")}
+    some, networks = some._replace(**images), training.networks
     true = ((some.x - some.healed) * some.mask).sum((1, 2, 3))
     assert 0.1 < (true > 0).float().mean() < 0.5  # there are both
-    style, content = networks.encoder(some.x, some.domain)
-    drawn = drawn_at(some.mask, networks, style, content)
+
+    def drawn(style: torch.Tensor, content: torch.Tensor) -> torch.Tensor:
+        layers = networks.translator.get_submodule("generator").defect_layer(style, content)  # pyright: ignore
+        return (layers * some.mask).sum((1, 2, 3))
+
+    with torch.no_grad():
+        style, content = networks.encoder(some.x, some.domain)
+        straight, turned = (
+            drawn(style, content),
+            drawn(networks.encoder(turned_over(some), some.domain)[0], content),
+        )
     for which in (true > 0, true < 0):
-        assert ((drawn > 0) == (true > 0))[which].float().mean() > 0.8
-    assert correlation(true[:, None], drawn[:, None]) > 0.8
-    turned, _ = networks.encoder(turned_over(some), some.domain)
-    assert ((drawn_at(some.mask, networks, turned, content) > 0) == (true < 0)).float().mean() > 0.8
-
-
-@pytest.mark.slow
-@torch.no_grad()
-def test_e_reads_what_m_drew(learned: tuple[Training, DTGANConfig]) -> None:
-    training, sizes = learned
-    networks, random = training.average, torch.Generator().manual_seed(3)
-    normals = to_batch(surface_maker(shipped(), sizes, 20, seed=9)(range(64)))
-    z, noise = (torch.randn(64, n, generator=random) for n in (sizes.latent_dim, sizes.noise_size))
-    for domain in (1, 2):
-        rows = torch.full((64,), domain)
-        style, content = networks.mapping(z, rows, noise)
-        made = networks.translator(normals.healed, style[None], content[None]).images[0]
-        _, read = networks.encoder(made, rows)
-        assert correlation(content, read) > 0.5
-
-
-@pytest.mark.slow
-@torch.no_grad()
-def test_styles_of_latents_spread_as_those_of_defects(learned: tuple[Training, DTGANConfig]) -> None:
-    """They once were all but one, since E's were: the content alone said how bright a defect is."""
-    training, sizes = learned
-    some, networks = new_spots(shipped(), sizes), training.average
-    style, _ = networks.encoder(some.x, some.domain)
-    random = torch.Generator().manual_seed(3)
-    z, noise = (torch.randn(len(style), n, generator=random) for n in (sizes.latent_dim, sizes.noise_size))
-    drawn, _ = networks.mapping(z, some.domain, noise)
-    assert style.std(dim=0).mean() > 0.3 * style.abs().mean()
-    assert drawn.std(dim=0).mean() > 0.3 * style.std(dim=0).mean()
+        assert ((straight > 0) == (true > 0))[which].float().mean() > 0.8
+        assert ((turned > 0) == (true < 0))[which].float().mean() > 0.8
+    assert correlation(true[:, None], straight[:, None]) > 0.8
