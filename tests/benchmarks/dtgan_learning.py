@@ -8,7 +8,7 @@ unbiased kernel distance × 1000 (EfficientNet-Lite0) of normals, latent-guided 
 real defects; how the strength and sign of what is drawn of a reference correlate with the reference's own; the
 share of a real defect's contrast that B keeps (median); the share of bright defects; the share whose largest part
 holds four fifths of the mask; the share of references that turn from bright to dark, or back, with the style of
-the same photo turned over; and the standard deviation of M's styles for one of E's. The second trains M alone, on
+the same photo turned over; and the standard deviation of M's styles ÷ that of E's. The second trains M alone, on
 the checkpoint's E and F, to draw the codes that E reads off augmented defects, against a fresh code discriminator:
 without `content_map` and with it.
 """
@@ -148,7 +148,6 @@ def look(networks: Trained, cell: Cell, features: Lite0Features) -> list[float]:
     kept /= ((x - h).abs() * mask).sum((1, 2, 3)).clamp(min=1e-3)
     bare = (latent - latent.median(dim=0).values)[:, : sizes.channels]
     found = find_defects((bare.abs().amax(dim=1) * 127.5).numpy(), MaskConfig()).masks > 0
-    channels = slice(0, sizes.channels)
     return [
         *(1000 * distance for distance in distances),
         float(np.corrcoef(true, drawn)[0, 1]),
@@ -157,7 +156,7 @@ def look(networks: Trained, cell: Cell, features: Lite0Features) -> list[float]:
         share(bright(bare, torch.from_numpy(found)[:, None])),
         largest_parts(defects[..., -1] > 127),
         largest_parts(found),
-        share(bright(reference[:, channels], mask) != bright(turned[:, channels], mask)),
+        share(bright(reference[:, : sizes.channels], mask) != bright(turned[:, : sizes.channels], mask)),
         (drawn_style.std(dim=0).mean() / style.std(dim=0).mean()).item(),
     ]
 
