@@ -249,16 +249,36 @@ def _open_header(data: bytes, max_pixels: int) -> Image.Image | None:
     return image
 
 
-def encode_png(pixels: np.ndarray, compress_level: int = 1) -> bytes:
+def encode_png(pixels: np.ndarray) -> bytes:
     """Encodes uint8 (H, W, 1 or 3), or uint16 (H, W, 1), as PNG; the same pixels give the same bytes.
 
-    Level 1 costs a third of Pillow's default's time for about a tenth more bytes on photographs of surfaces.
+    By OpenCV, in a third (grey) or half (RGB) of the time that Pillow takes at its fastest, in files as large or
+    smaller. Of grey photographs the search for runs of equal bytes finds as much as the search for repetitions; in
+    RGB, the channels repeat one another.
     """
-    buffer = io.BytesIO()
-    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(
-        buffer, "PNG", compress_level=compress_level
-    )
-    return buffer.getvalue()
+    import cv2  # planning needs none of it, and it is slow to import
+
+    is_grey = pixels.shape[2] == 1
+    ordered = pixels if is_grey else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    strategy = cv2.IMWRITE_PNG_STRATEGY_RLE if is_grey else cv2.IMWRITE_PNG_STRATEGY_DEFAULT
+    return _encode(ordered, cv2.IMWRITE_PNG_FILTER_UP, strategy)
+
+
+def encode_mask(mask: np.ndarray) -> bytes:
+    """Encodes a mask, uint8 (H, W) of few values, as PNG: of 8 bits, since a reader may ask for more than 127."""
+    import cv2
+
+    return _encode(mask, cv2.IMWRITE_PNG_FILTER_NONE, cv2.IMWRITE_PNG_STRATEGY_RLE)
+
+
+def _encode(ordered: np.ndarray, row_filter: int, strategy: int) -> bytes:
+    import cv2
+
+    # The level comes first: it sets the strategy to the default.
+    options = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, strategy]
+    done, data = cv2.imencode(".png", ordered, [*options, cv2.IMWRITE_PNG_FILTER, row_filter])
+    assert done
+    return data.tobytes()
 
 
 def to_model(pixels: "torch.Tensor") -> "torch.Tensor":

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from raygen.images import REASONS, BadImageError, decode, encode_png, from_model, to_model
+from raygen import surfaces
+from raygen.images import REASONS, BadImageError, decode, encode_mask, encode_png, from_model, to_model
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (32, 32), dtype=np.uint8)
@@ -115,11 +116,30 @@ def test_a_decompression_bomb_is_refused_from_its_header() -> None:
     assert reason(bomb, max_pixels=64_000_000, resize=True) == "too_many_pixels"
 
 
-@pytest.mark.parametrize("pixels", [GREY[:, :, None], COLOUR])
+DEEP = RNG.integers(0, 65536, (32, 48, 1)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("pixels", [GREY[:, :, None], COLOUR, DEEP, GREY[::2, ::-1, None], COLOUR[::2, ::-1]])
 def test_png_keeps_every_pixel_and_is_the_same_each_time(pixels: np.ndarray) -> None:
     data = encode_png(pixels)
     assert data == encode_png(pixels.copy())
-    np.testing.assert_array_equal(decoded(data, channels=pixels.shape[2]), pixels)
+    with Image.open(io.BytesIO(data)) as image:
+        np.testing.assert_array_equal(np.asarray(image).reshape(pixels.shape), pixels)
+
+
+def test_a_mask_is_written_in_8_bits() -> None:
+    mask = (GREY > 200) * np.uint8(255)
+    for part in (mask, mask[3:9, ::2], np.zeros_like(mask)):
+        with Image.open(io.BytesIO(encode_mask(part))) as image:
+            assert image.mode == "L"
+            np.testing.assert_array_equal(np.asarray(image), part)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_photographs_take_hardly_more_room_than_by_pillow(channels: int) -> None:
+    photos = [pixels for _, pixels in surfaces.pool(4, 0, 128, channels)]
+    by_pillow = [file_of(Image.fromarray(pixels.squeeze()), compress_level=1) for pixels in photos]
+    assert sum(len(encode_png(pixels)) for pixels in photos) < 1.05 * sum(map(len, by_pillow))
 
 
 def test_model_form_and_back() -> None:

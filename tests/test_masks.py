@@ -1,6 +1,8 @@
 """Masks are where the change is: cleaned of noise, whole, and faded only around the defect."""
 
 import numpy as np
+import pytest
+from scipy import ndimage
 
 from raygen.families.masks import boxes, confine, find_defects, surroundings
 from raygen.families.recipes import MaskConfig
@@ -108,6 +110,23 @@ def test_boxes_tell_each_part() -> None:
         {"x": 8, "y": 108, "width": 5, "height": 3, "area": 9},
     ]
     assert boxes(np.zeros((4, 4), bool)) == []
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.7])
+def test_boxes_are_those_that_another_library_finds(share: float) -> None:
+    random = np.random.default_rng(0)
+    for mask in random.random((20, 24, 31)) < share:
+        parts, num_parts = ndimage.label(mask, np.ones((3, 3)))  # pyright: ignore
+        found = []
+        for number, (rows, columns) in enumerate(ndimage.find_objects(parts), 1):
+            sizes = columns.stop - columns.start, rows.stop - rows.start
+            found.append((columns.start, rows.start, *sizes, int((parts == number).sum())))
+        assert len(found) == num_parts
+        names = ("x", "y", "width", "height", "area")
+        for kind in (bool, np.uint8):
+            told = [tuple(box[name] for name in names) for box in boxes(mask.astype(kind))]
+            assert sorted(told) == sorted(found)
+            assert [(box[1], box[0]) for box in told] == sorted((box[1], box[0]) for box in told)
 
 
 def test_surroundings_are_a_band() -> None:

@@ -48,7 +48,7 @@ def encode_samples(generated: pa.Table, shard: int, config: GenerateConfig, run:
             image, mask, window = _compose(normal, buffers, photo, column, run)
             y, x, size = window
             found = boxes(mask[y : y + size, x : x + size], y, x)
-            png, mask_png = images.encode_png(image), images.encode_png(mask[:, :, None])
+            png, mask_png = images.encode_png(image), images.encode_mask(mask)
             rows.append(
                 {
                     **told,

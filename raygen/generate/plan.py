@@ -250,7 +250,7 @@ def unseen_products(run: Run, checkpoint: Checkpoint) -> list[str]:
 def versions() -> dict[str, str]:
     """Of what decides the last bit of a sample and of a shard. raygen's own is that of this very code: a job
     brings it along, whatever the cluster's image has installed."""
-    packages = ("numpy", "pillow", "pyarrow", "torch")
+    packages = ("numpy", "opencv-python-headless", "pillow", "pyarrow", "torch")
     return {"raygen": __version__, **{name: version(name) for name in packages}}
 
 
