@@ -38,6 +38,15 @@ def trained(ray_cluster: None, defects: str) -> tuple[DTGANTrainConfig, list[str
     return config, said
 
 
+def test_a_training_without_ray_is_the_same(
+    trained: tuple[DTGANTrainConfig, list[str]], tmp_path: Path
+) -> None:
+    config, _ = trained
+    alone = config.model_copy(update={"output": str(tmp_path)})
+    train(alone, alone=True)
+    assert metrics(alone.output) == metrics(config.output)
+
+
 def test_a_training_leaves_what_it_promises(trained: tuple[DTGANTrainConfig, list[str]]) -> None:
     config, said = trained
     folder = TrainingFolder(config.output)

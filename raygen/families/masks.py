@@ -83,15 +83,15 @@ def boxes(mask: Mask, top: int = 0, left: int = 0) -> list[dict[str, int]]:
     """
     import cv2  # as below: planning needs none of it, and it is slow to import
 
-    mask = mask.astype(np.uint8)
-    x, y, width, height = cv2.boundingRect(mask)
+    pixels = mask.astype(np.uint8)
+    x, y, width, height = cv2.boundingRect(pixels)
     if not width:
         return []
-    held = mask[y : y + height, x : x + width]
+    held = pixels[y : y + height, x : x + width]
     _, _, parts, _ = cv2.connectedComponentsWithStats(held, connectivity=8)
     names = ("x", "y", "width", "height", "area")
     moved = parts[1:] + np.array([left + x, top + y, 0, 0, 0])  # without the background
-    found = [dict(zip(names, part, strict=True)) for part in moved.tolist()]
+    found: list[dict[str, int]] = [dict(zip(names, part, strict=True)) for part in moved.tolist()]
     return sorted(found, key=lambda box: (box["y"], box["x"], box["area"]))
 
 

@@ -27,17 +27,19 @@ from raygen.show import duration
 from raygen.train.collect import unpack, write_bank
 from raygen.train.config import collector_of, trainer_of
 from raygen.train.folder import STOPPED, TrainingFolder, TrainingRun, photos_name
+from raygen.train.process import take_part
 
 R = TypeVar("R", bound=FamilyConfig)
 
 
-def train(config: FamilyConfig, say: Callable[[str], None] = print) -> None:
+def train(config: FamilyConfig, say: Callable[[str], None] = print, *, alone: bool = False) -> None:
     """Makes the checkpoint that a config asks for, by a training or by collecting a bank; goes on where an earlier
     attempt ended, does nothing twice.
 
     Args:
         config: the recipe.
         say: takes each line for the user.
+        alone: trains in this very process, on its GPU if it has one, without Ray, which need not be installed.
 
     Raises:
         UserError: a wrong config, defect set or output; before any work starts.
@@ -49,10 +51,10 @@ def train(config: FamilyConfig, say: Callable[[str], None] = print) -> None:
         _collect(config, say)
     else:
         assert isinstance(config, TrainingConfig)
-        _learn(config, say)
+        _learn(config, say, alone)
 
 
-def _learn(config: TrainingConfig, say: Callable[[str], None]) -> None:
+def _learn(config: TrainingConfig, say: Callable[[str], None], alone: bool) -> None:
     folder = TrainingFolder(config.output)
     run = folder.read_run()
     if run is None:
@@ -70,12 +72,15 @@ def _learn(config: TrainingConfig, say: Callable[[str], None]) -> None:
         say(f"{config.output} is complete: nothing to do")
         return
 
-    from raygen.on_ray import connected  # here, so that a refusal or a no-op costs no start of Ray
-    from raygen.train import on_ray
-
     storage.delete(folder.join(STOPPED))
-    with connected(dashboard=True):
-        on_ray.run_training(config, run, say)
+    if alone:
+        take_part(config, run, torch.device("cuda" if torch.cuda.is_available() else "cpu"), World())
+    else:
+        from raygen.on_ray import connected  # here, so that a refusal or a no-op costs no start of Ray
+        from raygen.train import on_ray
+
+        with connected(dashboard=True):
+            on_ray.run_training(config, run, say)
     _say_result(config, folder, say)
 
 

