@@ -73,13 +73,12 @@ def trained(checkpoint: Checkpoint) -> Trained:
 
 
 def cells(checkpoint: Checkpoint, defects: str) -> Iterator[Cell]:
-    sizes = DTGANConfig(**checkpoint.config.model)
     photos = [photo for photo in list_defect_set(defects) if photo.split in TRAINING_SPLITS]
 
     def of(product: str, kind: str, most: int) -> np.ndarray:
         some = [photo for photo in photos if (photo.product, photo.defect_type) == (product, kind)]
         some = some[:: max(1, len(some) // most)][:most]
-        return loader(some, sizes, in_memory=False, masks="known")([*range(len(some))])
+        return loader(some, checkpoint.config, in_memory=False, masks="known")([*range(len(some))])
 
     for product in checkpoint.config.products:
         normals = of(product, NORMAL, NUM_SAMPLES)[..., :-1]
