@@ -1,8 +1,8 @@
 # Two commands on a fresh machine (Python 3.11+ and make): `make demo`, `make test`. Both set up .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
-# What neither starts a Ray nor is slow, in two processes of one thread each.
-SIDE_BY_SIDE = OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not ray" -n 2
+# What starts no Ray, in two processes of one thread each.
+SIDE_BY_SIDE = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 .PHONY: demo test test-all lint clean
 
@@ -10,12 +10,12 @@ demo: .venv/ready  ## make surfaces, put four defects on each, show the contact 
 	$(BIN)/raygen demo
 
 test: .venv/ready  ## the fast tests: under 12 minutes on 2 cores
-	$(SIDE_BY_SIDE)
+	$(SIDE_BY_SIDE) -m "not ray and not slow"
 	$(BIN)/pytest -m "ray and not slow"
 
 test-all: .venv/ready  ## every test: under 45 minutes on 2 cores
-	$(SIDE_BY_SIDE)
-	$(BIN)/pytest -m "ray or slow"
+	$(SIDE_BY_SIDE) -m "not ray"
+	$(BIN)/pytest -m ray
 
 lint: .venv/ready
 	$(BIN)/ruff check .

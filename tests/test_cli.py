@@ -105,6 +105,7 @@ def test_warnings_are_loud(prepared: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_the_command_alone_starts_and_ends_its_own_ray(prepared: Path) -> None:
     """As a user runs it: no cluster anywhere, exit codes 0, 3 and 0."""
     storage.put(str(prepared / "pool" / "brushed_metal" / "bad.png"), b"")

@@ -28,8 +28,8 @@ def test_the_checkpoint_is_small_and_says_how_it_was_made() -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_leaves_a_sheet_and_has_nothing_left_to_do_then(tmp_path: Path) -> None:
-    """As a user starts it, on a Ray of its own."""
+def test_its_defects_are_of_the_wanted_type_on_an_intact_background_and_differ(tmp_path: Path) -> None:
+    """By a classifier trained on real (procedural) defects alone, on surfaces that no training has seen."""
     command = [sys.executable, str(BENCHMARK), CHECKPOINT, "--classifier-cache", str(tmp_path)]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = json.loads(out.splitlines()[-1])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from raygen.config import load_config
+from raygen.demo import demo
 from raygen.evaluate.config import EvaluateConfig
 from raygen.generate.config import GenerateConfig
 from raygen.publish.config import RefreshConfig
@@ -65,8 +66,9 @@ def test_the_makefile_has_its_targets() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_commands_for_one_machine_run(tmp_path: Path) -> None:
-    """In their order, in a folder of its own; `make demo` stands for what it calls."""
+    """In their order, in a folder of its own. `make demo` stands for what it calls; it has nothing left to do then."""
     (tmp_path / "jobs").symlink_to(ROOT / "jobs")
     raygen = Path(sys.executable).with_name("raygen")
     typed = [words for words in commands("sh") if words != ["make", "test"]]
@@ -75,4 +77,9 @@ def test_commands_for_one_machine_run(tmp_path: Path) -> None:
         command = ["demo"] if words == ["make", "demo"] else words[1:]
         done = subprocess.run([raygen, *command], cwd=tmp_path, capture_output=True, text=True, timeout=400)
         assert done.returncode == 0, done.stderr
-    assert (tmp_path / "demo/run-2/contact-sheet.png").exists()
+    for name in ("run", "pasted", "run-2", "."):
+        assert (tmp_path / "demo" / name / "contact-sheet.png").stat().st_size > 10_000
+    said: list[str] = []
+    demo(str(tmp_path / "demo"), said.append)
+    assert sum("is complete: nothing to do" in line for line in said) == 3
+    assert not any("rendering" in line for line in said)
