@@ -68,7 +68,7 @@ def test_the_makefile_has_its_targets() -> None:
 @pytest.mark.slow
 @pytest.mark.ray
 def test_commands_for_one_machine_run(tmp_path: Path) -> None:
-    """In their order, in a folder of its own. `make demo` stands for what it calls; it has nothing left to do then."""
+    """In their order, in a folder of its own; `make demo` stands for what it calls, which does nothing twice."""
     (tmp_path / "jobs").symlink_to(ROOT / "jobs")
     raygen = Path(sys.executable).with_name("raygen")
     typed = [words for words in commands("sh") if words != ["make", "test"]]
