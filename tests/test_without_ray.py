@@ -58,9 +58,9 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin" / "python"
 
 
-def run(python: Path, code: str, *arguments: str) -> str:
-    """What a program prints that has raygen's source and those packages."""
-    command = [str(python), "-c", code, *arguments]
+def run(python: Path, *arguments: str) -> str:
+    """What Python prints with those arguments, where it has raygen's source and those packages."""
+    command = [str(python), *arguments]
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": ""}
     done = subprocess.run(command, env=environment, cwd=python.parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -71,7 +71,7 @@ def test_it_has_no_ray_and_no_clients(python: Path) -> None:
     for name in ("ray", "boto3", "s3fs", "deltalake"):
         assert __import__(name)
         with pytest.raises(AssertionError, match=f"No module named '{name}'"):
-            run(python, f"import {name}")
+            run(python, "-c", f"import {name}")
 
 
 TRAIN = """
@@ -117,9 +117,28 @@ def test_it_trains_samples_and_measures(python: Path, tmp_path: Path) -> None:
     write_defect_set(str(tmp_path / "set"))
     write_pool(str(tmp_path / "pool"), 2)
     config = recipe(str(tmp_path / "set"), str(tmp_path / "bare"))
-    run(python, TRAIN, config.model_dump_json())
+    run(python, "-c", TRAIN, config.model_dump_json())
     train(recipe(str(tmp_path / "set"), str(tmp_path / "here")), alone=True)
     assert metrics(str(tmp_path / "bare")) == metrics(str(tmp_path / "here"))
-    run(python, SAMPLE, str(tmp_path / "pool"), str(tmp_path / "bare"), str(tmp_path / "run"))
+    run(python, "-c", SAMPLE, str(tmp_path / "pool"), str(tmp_path / "bare"), str(tmp_path / "run"))
     assert len(list((tmp_path / "run" / "shards").glob("*.parquet"))) == 1
-    assert abs(float(run(python, MEASURE))) < 0.1  # noise from noise
+    assert abs(float(run(python, "-c", MEASURE))) < 0.1  # noise from noise
+
+
+@pytest.mark.slow
+def test_the_scripts_for_a_gpu_run_on_a_cpu(python: Path, tmp_path: Path) -> None:
+    write_defect_set(str(tmp_path / "set"), num_normals=6)
+    scripts, cpu = ROOT / "tests" / "gpu", ("--device", "cpu", "--minutes")
+    told = run(
+        python, str(scripts / "inference.py"), *cpu, "2", "--presets", "small-64", "--micro-batches", "2"
+    )
+    assert "bytes, with 3 rows" in told
+    assert "differ by 0.0e+00" in told
+    assert "masks, scores, gate" in told
+    recipe_of = [str(ROOT / "jobs" / "dtgan-64-cpu.toml"), str(tmp_path / "set")]
+    small = ["--set", "model={image_size=32, background_out=64}", "--set", "batch_per_worker=2"]
+    told = run(python, str(scripts / "step.py"), *recipe_of, *cpu, "1", *small, "--batches", "2")
+    assert "batch 2, bfloat16" in told
+    trained = [*recipe_of, str(tmp_path / "out"), *cpu, "0.2", *small, "--normals", "4"]
+    told = run(python, str(scripts / "train_and_judge.py"), *trained)
+    assert "woven_fabric/spots" in told
