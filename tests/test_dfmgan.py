@@ -281,6 +281,21 @@ def test_every_style_and_every_map_of_noise_is_used() -> None:
     assert start == TINY.noise_size
 
 
+def test_without_noise_a_defect_is_its_latents_alone() -> None:
+    quiet = replace(TINY, noise=False)
+    generator, inputs = with_mask(build(quiet), 1e4), draw(quiet)
+    assert quiet.noise_size == 0
+    assert inputs.defect_noise.shape == (3, 0)
+    made = generator(*inputs)
+    noisy = with_mask(build(TINY), 1e4)
+    noisy.load_state_dict(generator.state_dict())  # the same weights, and no noise
+    same = noisy(*inputs[:3], torch.zeros(3, TINY.noise_size))
+    assert torch.equal(made.image, same.image)
+    assert torch.equal(made.mask, same.mask)
+    begun = generator.begin(inputs.ws, inputs.noise)
+    assert torch.equal(generator.raw_mask(begun.below.x, inputs.defect_ws, inputs.defect_noise), made.mask)
+
+
 def test_the_type_changes_the_defect_and_not_the_normal() -> None:
     generator, inputs = build(), draw()
     z = torch.randn(3, 8)

@@ -15,6 +15,7 @@ Decisions of ours:
 In the comments on shapes: N defects, C channels, R a resolution, W = `w_dim`.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -52,6 +53,7 @@ class DFMGANConfig:
         start: resolution of the first residual block; 0 stands for a quarter of the image's size.
         match_channel_base: of the matching discriminator, see `StyleGAN2Config.channel_base`.
         match_channel_max: likewise.
+        noise: whether residual blocks have noise maps, as the original's; without, a defect is its latent's alone.
 
     Raises:
         ValueError: a field is out of its range.
@@ -62,6 +64,7 @@ class DFMGANConfig:
     start: int = 0
     match_channel_base: int = 4096
     match_channel_max: int = 128
+    noise: bool = True
 
     def __post_init__(self) -> None:
         if self.num_types < 1:
@@ -99,7 +102,7 @@ class DFMGANConfig:
     @property
     def noise_size(self) -> int:
         """Numbers of noise that a defect takes."""
-        return sum(size * size for size in noise_maps(self.resolutions))
+        return sum(size * size for size in noise_maps(self.resolutions)) if self.noise else 0
 
 
 class Normals(NamedTuple):
@@ -176,7 +179,7 @@ class DFMGANGenerator(nn.Module):
         self, normals: Normals, ws: Tensor, noise: Tensor, defect_ws: Tensor, defect_noise: Tensor
     ) -> Defective:
         """A defect on each row of `normals`; arguments as in `forward`."""
-        residual_maps = split_noise(defect_noise, self.config.resolutions)
+        residual_maps = self._residual_maps(defect_noise)
         x, image = normals.below
         raw = whole = None
         for index, (_, block, block_ws, maps, image_w) in enumerate(self._upper(ws, noise)):
@@ -204,8 +207,14 @@ class DFMGANGenerator(nn.Module):
 
     def raw_mask(self, x: Tensor, defect_ws: Tensor, defect_noise: Tensor) -> Tensor:
         """The mask alone, as `finish` gives it, of features x that enter the block at `first`."""
-        maps = split_noise(defect_noise, self.config.resolutions)
+        maps = self._residual_maps(defect_noise)
         return self._mask(self._residual(0, x, defect_ws, [next(maps), next(maps)]), defect_ws)
+
+    def _residual_maps(self, noise: Tensor) -> Iterator[Tensor]:
+        """The noise map of each convolution of the residual blocks."""
+        if self.config.noise:
+            return split_noise(noise, self.config.resolutions)
+        return itertools.repeat(noise.new_zeros(()))
 
     def _residual(self, index: int, x: Tensor, defect_ws: Tensor, maps: list[Tensor]) -> Tensor:
         return self.manipulation.blocks[index](x, defect_ws[:, 2 * index : 2 * index + 2], maps)
