@@ -296,6 +296,18 @@ def test_without_noise_a_defect_is_its_latents_alone() -> None:
     assert torch.equal(generator.raw_mask(begun.below.x, inputs.defect_ws, inputs.defect_noise), made.mask)
 
 
+@pytest.mark.parametrize("place_map", [False, True])
+def test_styles_tell_places_apart_by_the_place_map_alone(place_map: bool) -> None:
+    """On features that are the same everywhere, away from the padding of the borders."""
+    sizes = replace(TINY, noise=False, place_map=place_map, start=16)
+    generator = build(sizes)
+    x = torch.ones(2, BACKBONE.width(8), 8, 8)
+    masks = generator.raw_mask(x, draw(sizes, n=2).defect_ws, torch.empty(2, 0))[:, 0, 5:-5, 5:-5]
+    varies = masks.flatten(1).std(dim=1) > 1e-4
+    assert varies.tolist() == [place_map] * 2
+    assert torch.allclose(*masks.sub(masks.mean(dim=(1, 2), keepdim=True)), atol=1e-4) != place_map
+
+
 def test_the_type_changes_the_defect_and_not_the_normal() -> None:
     generator, inputs = build(), draw()
     z = torch.randn(3, 8)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from raygen.families.stylegan2.networks import (
     Backbone,
     Discriminator,
+    EqualLinear,
     MappingNetwork,
     State,
     StyledConv,
@@ -54,6 +55,8 @@ class DFMGANConfig:
         match_channel_base: of the matching discriminator, see `StyleGAN2Config.channel_base`.
         match_channel_max: likewise.
         noise: whether residual blocks have noise maps, as the original's; without, a defect is its latent's alone.
+        place_map: ours: a fully connected map by which a defect's style says what is where, added to the first
+            convolution's noise. Styles scale whole channels, so that it is noise that decides otherwise.
 
     Raises:
         ValueError: a field is out of its range.
@@ -65,6 +68,7 @@ class DFMGANConfig:
     match_channel_base: int = 4096
     match_channel_max: int = 128
     noise: bool = True
+    place_map: bool = False
 
     def __post_init__(self) -> None:
         if self.num_types < 1:
@@ -142,6 +146,8 @@ class Manipulation(nn.Module):
         self.mapping = MappingNetwork(sizes.latent_dim, config.num_types, sizes.w_dim, sizes.mapping_layers)
         self.blocks = nn.ModuleList(ResidualBlock(sizes, size) for size in config.resolutions)
         self.to_mask = ToImage(sizes.width(config.first), 1, sizes.w_dim)
+        if config.place_map:
+            self.place_map = EqualLinear(sizes.w_dim, (config.first // 2) ** 2)
 
 
 class DFMGANGenerator(nn.Module):
@@ -217,6 +223,9 @@ class DFMGANGenerator(nn.Module):
         return itertools.repeat(noise.new_zeros(()))
 
     def _residual(self, index: int, x: Tensor, defect_ws: Tensor, maps: list[Tensor]) -> Tensor:
+        if index == 0 and self.config.place_map:
+            place = self.manipulation.place_map(defect_ws[:, 0])  # (N, (first / 2)²)
+            maps = [maps[0] + upsample(place.unflatten(1, (1, self.config.first // 2, -1))), maps[1]]
         return self.manipulation.blocks[index](x, defect_ws[:, 2 * index : 2 * index + 2], maps)
 
     def _mask(self, residual: Tensor, defect_ws: Tensor) -> Tensor:
