@@ -305,7 +305,8 @@ def test_styles_tell_places_apart_by_the_place_map_alone(place_map: bool) -> Non
     masks = generator.raw_mask(x, draw(sizes, n=2).defect_ws, torch.empty(2, 0))[:, 0, 5:-5, 5:-5]
     varies = masks.flatten(1).std(dim=1) > 1e-4
     assert varies.tolist() == [place_map] * 2
-    assert torch.allclose(*masks.sub(masks.mean(dim=(1, 2), keepdim=True)), atol=1e-4) != place_map
+    one, other = masks - masks.mean(dim=(1, 2), keepdim=True)
+    assert torch.allclose(one, other, atol=1e-4) != place_map
 
 
 def test_the_type_changes_the_defect_and_not_the_normal() -> None:
