@@ -33,8 +33,8 @@ THRESHOLDS = (
     Threshold(
         "defect/z_share",
         "defects ignore their z: noise alone tells them apart",
-        "raise mode_seeking, or lower lr",
-        below=0.05,
+        "set model.place_map = true and model.noise = false, or raise mode_seeking",
+        below=0.1,
         since=0.1,
         deadly=True,
     ),
