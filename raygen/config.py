@@ -1,5 +1,6 @@
 """Run configs: a TOML recipe plus `--set dotted.key=value`, checked before anything starts."""
 
+import dataclasses
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -124,6 +125,15 @@ def load_config(kind: type[C], recipe: str | Path | None, overrides: Sequence[st
             raise UserError(f"{where}: {key!r} is missing; add it, or --set {key}=…") from None
         what = f"{key} = {problem['input']!r}: " if key else ""
         raise UserError(f"{where}: {what}{problem['msg']}") from None
+
+
+def check_switches(fields: Any) -> None:
+    """Raises ValueError unless those of a dataclass's fields that are switches by default are true or false: on a
+    command line "False" is a text, which counts as true."""
+    for field in dataclasses.fields(fields):
+        value = getattr(fields, field.name)
+        if isinstance(field.default, bool) and not isinstance(value, bool):
+            raise ValueError(f"{field.name} must be true or false, not {value!r}")
 
 
 def _parse(text: str) -> Any:

@@ -252,9 +252,9 @@ def _open_header(data: bytes, max_pixels: int) -> Image.Image | None:
 def encode_png(pixels: np.ndarray) -> bytes:
     """Encodes uint8 (H, W, 1 or 3), or uint16 (H, W, 1), as PNG; the same pixels give the same bytes.
 
-    By OpenCV, in a third (grey) or half (RGB) of the time that Pillow takes at its fastest, in files as large or
-    smaller. Of grey photographs the search for runs of equal bytes finds as much as the search for repetitions; in
-    RGB, the channels repeat one another.
+    By OpenCV: a third (grey) or half (RGB) of the time that Pillow takes at level 1, for 0.9 (grey) to 1.04 (RGB)
+    times the bytes. In grey photographs a search for runs of equal bytes finds as much as one for repetitions;
+    in RGB the channels repeat one another.
     """
     import cv2  # planning needs none of it, and it is slow to import
 

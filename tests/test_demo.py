@@ -30,7 +30,15 @@ def test_the_checkpoint_is_small_and_says_how_it_was_made() -> None:
 @pytest.mark.slow
 def test_its_defects_are_of_the_wanted_type_on_an_intact_background_and_differ(tmp_path: Path) -> None:
     """By a classifier trained on real (procedural) defects alone, on surfaces that no training has seen."""
-    command = [sys.executable, str(BENCHMARK), CHECKPOINT, "--classifier-cache", str(tmp_path)]
+    command = [
+        sys.executable,
+        str(BENCHMARK),
+        CHECKPOINT,
+        "--classifier-cache",
+        str(tmp_path),
+        "--steps",
+        "300",
+    ]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = json.loads(out.splitlines()[-1])
     assert found["real_accuracy"] > 0.95  # or the classifier is no judge

@@ -309,6 +309,12 @@ def test_styles_tell_places_apart_by_the_place_map_alone(place_map: bool) -> Non
     assert torch.allclose(one, other, atol=1e-4) != place_map
 
 
+@pytest.mark.parametrize("name", ["noise", "place_map"])
+def test_a_switch_is_no_text(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be true or false, not 'False'"):
+        replace(TINY, **{name: "False"})
+
+
 def test_the_type_changes_the_defect_and_not_the_normal() -> None:
     generator, inputs = build(), draw()
     z = torch.randn(3, 8)

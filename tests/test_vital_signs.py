@@ -152,7 +152,7 @@ HEALTHY: dict[str, tuple[tuple[Threshold, ...], Signs, dict[str, tuple[float, st
             "augmentation": 0.4,
         },
         {
-            "defect/z_share": (0.01, "defects ignore their z.*mode_seeking"),
+            "defect/z_share": (0.07, "defects ignore their z.*place_map"),
             "diversity/of_change": (0.01, "nearly the same defect .*mode_seeking"),
             "mask_area/of_real": (0.0, r"masks are blank.*lower match \(0.2\)"),
             "mask/on_change": (0.2, "do not lie where the image changes"),

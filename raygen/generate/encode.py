@@ -18,6 +18,9 @@ from raygen.records import REJECT_SCHEMA, SAMPLE_SCHEMA, SCORES, sample_id, samp
 def encode_samples(generated: pa.Table, shard: int, config: GenerateConfig, run: Run) -> Encoded:
     """GENERATED_SCHEMA -> PNG files and their rows (SAMPLE_SCHEMA), one normal's at a time; samples that the gate
     drops become rejects (REJECT_SCHEMA)."""
+    import cv2  # planning needs none of it, and it is slow to import
+
+    cv2.setNumThreads(1)  # a task has the share of the cores that it reserves
     rows: list[dict[str, Any]] = []
     dropped: list[dict[str, Any]] = []
     cells: list[CellStats] = []

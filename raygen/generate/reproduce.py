@@ -54,7 +54,9 @@ def reproduce(
     if not different:
         say(f"{sample_id} ({what}): identical")
         return
-    others = {name: (of, versions()[name]) for name, of in run.versions.items() if versions()[name] != of}
+    now = versions()
+    names = [name for name in {**run.versions, **now} if run.versions.get(name) != now.get(name)]
+    others = {name: (run.versions.get(name, "not noted"), now.get(name, "not noted")) for name in names}
     raise PromiseError(
         f"{sample_id} ({what}) comes out with another {', '.join(different)}; {_difference(row, made)}; "
         + (
@@ -109,4 +111,6 @@ def _difference(row: dict[str, Any], made: dict[str, Any]) -> str:
     if pixels[0].shape != pixels[1].shape:
         return f"{pixels[0].shape} pixels then, {pixels[1].shape} now"
     change = np.abs(pixels[0] - pixels[1])
+    if not change.any():
+        return "of the image every pixel is the same"
     return f"{(change.max(axis=2) > 0).sum():,} pixels differ, by up to {change.max()} grey levels"

@@ -17,7 +17,7 @@ from raygen.checkpoint import load_checkpoint
 from raygen.config import check_writable, refuse_lost_places
 from raygen.data.defects import load_photos, read_file
 from raygen.data.photo import Photo
-from raygen.errors import PromiseError
+from raygen.errors import PromiseError, UserError
 from raygen.families.family import Trainer
 from raygen.families.photos import TRAINING_SPLITS, VALIDATION_SPLITS, DefectSet
 from raygen.families.recipes import BankConfig, FamilyConfig, TrainingConfig
@@ -39,7 +39,8 @@ def train(config: FamilyConfig, say: Callable[[str], None] = print, *, alone: bo
     Args:
         config: the recipe.
         say: takes each line for the user.
-        alone: trains in this very process, on its GPU if it has one, without Ray, which need not be installed.
+        alone: trains in this very process, on its GPU if it has one, without Ray, which need not be installed;
+            batches are made in a thread, whatever `compute.loading` says.
 
     Raises:
         UserError: a wrong config, defect set or output; before any work starts.
@@ -48,6 +49,8 @@ def train(config: FamilyConfig, say: Callable[[str], None] = print, *, alone: bo
     refuse_lost_places(config.places())
     config = _with_absolute_places(config)
     if isinstance(config, BankConfig):
+        if alone:
+            raise UserError("a bank is collected by Ray's tasks, not alone; run it where there is a Ray")
         _collect(config, say)
     else:
         assert isinstance(config, TrainingConfig)
@@ -55,6 +58,10 @@ def train(config: FamilyConfig, say: Callable[[str], None] = print, *, alone: bo
 
 
 def _learn(config: TrainingConfig, say: Callable[[str], None], alone: bool) -> None:
+    if alone and (config.compute.num_workers or 1) > 1:
+        raise UserError(
+            f"compute.num_workers = {config.compute.num_workers}: one process trains alone; leave it out"
+        )
     folder = TrainingFolder(config.output)
     run = folder.read_run()
     if run is None:
@@ -74,7 +81,8 @@ def _learn(config: TrainingConfig, say: Callable[[str], None], alone: bool) -> N
 
     storage.delete(folder.join(STOPPED))
     if alone:
-        take_part(config, run, torch.device("cuda" if torch.cuda.is_available() else "cpu"), World())
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        take_part(config, run, device, World(), say=say)
     else:
         from raygen.on_ray import connected  # here, so that a refusal or a no-op costs no start of Ray
         from raygen.train import on_ray

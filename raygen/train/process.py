@@ -38,6 +38,7 @@ def take_part(
     device: torch.device,
     world: World,
     make_ahead: MakeAhead = prefetched,
+    say: Callable[[str], None] | None = None,
 ) -> None:
     """Goes on from the last checkpoint to the end of the recipe, as one of the training's processes.
 
@@ -47,10 +48,12 @@ def take_part(
         device: to compute on.
         world: of the processes; the first of them writes.
         make_ahead: how batches are made.
+        say: takes each line of the progress; default: stderr does.
 
     Raises:
         UserError: a photo or the storage is of no use.
     """
+    say = say or _say
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(config.compute.cpus_per_worker)))
     folder, trainer = TrainingFolder(config.output), trainer_of(config)(config, run)
@@ -66,9 +69,9 @@ def take_part(
     watcher: Watcher[Any] = _Nobody()
     if world.rank == 0:
         seconds = state["seconds"] if state else 0.0
-        watcher = Recorder(folder, run, config, trainer, defects, training.images_seen, seconds, say=_say)
+        watcher = Recorder(folder, run, config, trainer, defects, training.images_seen, seconds, say)
         if state:
-            _say(f"goes on at image {training.images_seen:,}")
+            say(f"goes on at image {training.images_seen:,}")
     try:
         train(training, trainer.stepper(training, world), batches, config, world, watcher)
     except StoppedError as error:

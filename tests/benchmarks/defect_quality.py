@@ -132,11 +132,11 @@ class Classifier(nn.Module):
         return self.head(self.dropout(torch.cat([h.mean((2, 3)), h.amax((2, 3))], dim=1)))
 
 
-def train_classifier(real: Images, num_kinds: int) -> Classifier:
+def train_classifier(real: Images, num_kinds: int, num_steps: int = 600) -> Classifier:
     """Trains on batches in which every product and kind is as frequent."""
     torch.manual_seed(0)
     _, size, _, channels = real.pixels.shape
-    num_steps, num_rows = 600, 64
+    num_rows = 64
     classifier = Classifier(size, channels, num_kinds)
     optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, num_steps, pct_start=0.15)
@@ -157,13 +157,15 @@ def train_classifier(real: Images, num_kinds: int) -> Classifier:
     return classifier
 
 
-def cached_classifier(real: RealData, size: int, channels: int, num_kinds: int, folder: str) -> Classifier:
+def cached_classifier(
+    real: RealData, size: int, channels: int, num_kinds: int, folder: str, num_steps: int = 600
+) -> Classifier:
     """The classifier for this data, this size and this way of training; trained where the folder lacks it."""
     source = inspect.getsource(Classifier) + inspect.getsource(train_classifier)
-    file = Path(folder, f"{digest(real.train_key, size, channels, num_kinds, source)}.safetensors")
+    file = Path(folder, f"{digest(real.train_key, size, channels, num_kinds, num_steps, source)}.safetensors")
     if not file.exists():
         print("training the classifier …", flush=True)
-        classifier = train_classifier(real.train(), num_kinds)
+        classifier = train_classifier(real.train(), num_kinds, num_steps)
         storage.put(str(file), safetensors.torch.save(classifier.state_dict()))  # whole or not at all
     classifier = Classifier(size, channels, num_kinds)
     classifier.load_state_dict(safetensors.torch.load_file(file))
@@ -273,6 +275,7 @@ def main() -> None:
     parser.add_argument("--train-split", default="train", help="of the classifier")
     parser.add_argument("--test-split", default="test", help="of all that is judged")
     parser.add_argument("--normals", type=int, default=40, help="of each product, to generate from (at most)")
+    parser.add_argument("--steps", type=int, default=600, help="of the classifier's training")
     parser.add_argument("--seed", type=int, default=0, help="other normals, other samples")
     parser.add_argument("--sheet", help="PNG to draw")
     parser.add_argument("--classifier-cache", default=f"{tempfile.gettempdir()}/raygen-classifiers")
@@ -290,7 +293,7 @@ def main() -> None:
     print(
         f"{checkpoint.uri}: {checkpoint.config.images_seen:,} images seen, {size} px, {channels} channel(s)"
     )
-    classifier = cached_classifier(real, size, channels, len(kinds), args.classifier_cache)
+    classifier = cached_classifier(real, size, channels, len(kinds), args.classifier_cache, args.steps)
     parts = {name: [p] for p, name in enumerate(real.products)} | {"all": list(range(len(real.products)))}
 
     pixels, product, kind = real.test()

@@ -3,8 +3,8 @@
     python tests/benchmarks/null_pipeline.py --normals 10000
 
 Both read PNG files from a folder, hash and decode them, encode and hash four PNGs per normal, and write Parquet
-files of as many rows; the plain side with Pillow and pyarrow alone. Both sides in one run, in turn, start-up of
-processes and workers included, Ray's own excluded.
+files of as many rows; the plain side with Pillow and pyarrow alone, as one would by hand, the job by OpenCV, and
+masks besides. Both sides in one run, in turn, start-up of processes and workers included, Ray's own excluded.
 """
 
 import argparse

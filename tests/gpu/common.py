@@ -1,6 +1,7 @@
 """What the scripts for a GPU share: the clock that ends them in time, timing, and what is said of the card."""
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -45,6 +46,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 def begin(device: str) -> torch.device:
     """The device, with what must be known of it printed; exact arithmetic where nothing else is asked for."""
+    if device == "cpu":  # before CUDA is asked for: the library takes a GPU where it sees one
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     print(f"{name}, torch {torch.__version__}, {commit()}: {' '.join(sys.argv)}", flush=True)

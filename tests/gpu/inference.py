@@ -19,7 +19,8 @@ import torch
 import torch.distributed as dist
 from common import Clock, begin, parser, seconds_of, told
 from factories import write_checkpoint
-from gan_training import MAKE, batch, iterated, start
+from gan_training import MAKE, iterated, maker, start
+from gan_training import SIZES as GAN_SIZES
 from torch import Tensor
 from training import SIZES, batch_maker, metrics, recipe, write_defect_set
 
@@ -31,6 +32,7 @@ from raygen.families.dtgan.folded import FoldedGenerator
 from raygen.families.dtgan.networks import Generator
 from raygen.families.dtgan.sizes import PRESETS, DTGANConfig
 from raygen.families.dtgan.step import Training, iterate
+from raygen.families.stylegan2.batches import GANBatch, to_gan_batch
 from raygen.generate.config import GateConfig, GenerateConfig
 from raygen.generate.sampling import Samples, Windows, sample
 from raygen.records import MODES, SampleRequest
@@ -50,6 +52,11 @@ def moved(fields: Any, device: torch.device) -> Any:
     return (
         {name: moved(part, device) for name, part in fields.items()} if isinstance(fields, dict) else fields
     )
+
+
+def gan_batch(config: Any, device: torch.device) -> GANBatch:
+    """The first images of a training of either of DFM-GAN's stages, as the loop brings them there."""
+    return to_gan_batch(maker(config)(range(4)), GAN_SIZES.channels, device)
 
 
 # ---------------------------------------------------------------------------------------------------- right
@@ -92,11 +99,12 @@ def steps_agree(device: torch.device) -> None:
         for family, make in MAKE.items():
             config = make()
             training = start(config)
+            training.controller.p = 0.5  # so that augmentation takes part
             for _, network in training.networks():
                 network.to(on)
             if hasattr(training, "path_mean"):
                 training.path_mean = training.path_mean.to(on)  # type: ignore[union-attr]
-            terms.setdefault(family, []).append(iterated(training, moved(batch(config), on), config))
+            terms.setdefault(family, []).append(iterated(training, gan_batch(config, on), config))
             flat = [p.detach().cpu().flatten() for _, n in training.networks() for p in n.parameters()]
             weights.setdefault(family, []).append(torch.cat(flat))
     for family, (cpu, other) in terms.items():
@@ -182,6 +190,8 @@ def is_fast(
         if not clock.allows(15, f"{preset}, micro-batch {size} and more"):
             return
         base = plain_rate(plain, shape, size, device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         told(f"{preset}, {size} rows: plain passes, float32", f"{base:.0f} samples/s")
         pixels = random.integers(
             0, 256, (2 * size, shape.image_size, shape.image_size, shape.channels), np.uint8

@@ -3,6 +3,8 @@
 Defects are those of the averaged weights, which samples will be made by; D is met as in stage 1.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -44,6 +46,7 @@ THRESHOLDS = (
         "raise mode_seeking, or bring more defects",
         below=0.1,
         since=0.2,
+        deadly=True,
     ),
     Threshold(
         "mask_area/of_real",
@@ -122,7 +125,8 @@ def _obedience(generator: DFMGANGenerator, latents: Latents, kind: int) -> Signs
     change = change.unflatten(0, (_LATENTS, _NOISES))
     strength = change[:, 0].abs().mean().item()
     return {
-        "defect/z_share": share_of_variance(change),
+        # Without noise there is nothing that z could lose to.
+        "defect/z_share": share_of_variance(change) if generator.config.noise else math.nan,
         "diversity/of_change": ratio(mean_distance(change[:, 0]), strength),
     }
 

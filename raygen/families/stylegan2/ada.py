@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from raygen.config import check_switches
+
 NUM_DRAWS = 21
 """Random numbers that one image needs of each kind; of the normal ones only the first seven are looked at."""
 
@@ -88,11 +90,8 @@ class AugmentConfig:
     saturation_std: float = 1.0
 
     def __post_init__(self) -> None:
+        check_switches(self)
         for name, value in asdict(self).items():
-            if isinstance(type(self).__dataclass_fields__[name].default, bool) and not isinstance(
-                value, bool
-            ):
-                raise ValueError(f"{name} must be true or false, not {value!r}")
             if not value >= 0:
                 raise ValueError(f"{name} must be at least 0, not {value!r}")
 
