@@ -32,14 +32,13 @@ from raygen.pretrained import Lite0Features
 from raygen.records import NORMAL, SampleRequest
 from raygen.train.config import load_train_config, trainer_of
 from raygen.train.job import draft, train
+from raygen.train.process import prefetched
 
 SHARE = 0.8  # of the minutes, for the training itself
 
 
 def speed(config: TrainingConfig, device: torch.device, seconds: float) -> float:
     """Images a second of full steps, batches made in a thread beside them as in a training."""
-    from raygen.train.process import prefetched
-
     run, defects = draft(config, *trainer_of(config).draft(config))
     trainer = trainer_of(config)(config, run)
     training = trainer.start(device)
