@@ -21,7 +21,7 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
     for part in (make(range(3)), make([2]), make([5, 0])):
         rows = {3: [0, 1, 2], 1: [2], 2: [5, 0]}[len(part["target"])]
         for name, values in part.items():
-            axis = 1 if name in ("z", "noise", "references") else 0
+            axis = 1 if name in ("z", "noise", "references", "reference_products") else 0
             np.testing.assert_array_equal(values, np.take(whole[name], rows, axis))
 
 

@@ -1,6 +1,7 @@
 """StyleGAN2 and DFM-GAN in the loop: resumed as uninterrupted, two processes as one, stopped when not finite."""
 
 import io
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,7 @@ from gan_training import (
 )
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
+from training import NoWaiting
 
 from raygen.families.family import Fields
 from raygen.families.stylegan2.batches import GANBatch, Latents, to_gan_batch
@@ -46,13 +48,13 @@ def _seed() -> None:
 class Told:
     """A watcher that keeps the losses, and may do something after every iteration."""
 
-    def __init__(self, then: Callable[[AnyTraining], None] = lambda _: None) -> None:
-        self.then = then
+    def __init__(self, training: AnyTraining, then: Callable[[AnyTraining], None] = lambda _: None) -> None:
+        self.training, self.then = training, then
         self.losses: list[tuple[int, dict[str, float]]] = []
 
-    def note(self, training: AnyTraining, losses: dict[str, float]) -> None:
-        self.losses.append((training.images_seen, losses))
-        self.then(training)
+    def note(self, images_seen: int, losses: dict[str, float]) -> None:
+        self.losses.append((images_seen, losses))
+        self.then(self.training)
 
     def checkpoint(self, training: AnyTraining) -> None:
         pass
@@ -68,13 +70,25 @@ def trained(
     training: AnyTraining, config: AnyConfig, then: Callable[[AnyTraining], None] = lambda _: None
 ) -> list[tuple[int, dict[str, float]]]:
     """Trains to the end of the recipe; returns its losses."""
-    told = Told(then)
+    told = Told(training, then)
 
     def step(some: Fields) -> Terms:
         return iterated(training, to_gan_batch(some, SIZES.channels, CPU), config)
 
     train(training, step, fields(training, config), config, ALONE, told)
     return told.losses
+
+
+@pytest.mark.parametrize("family", ["stylegan2", "dfmgan"])
+def test_an_iteration_never_waits_for_the_device_but_to_move_the_augmentation(family: str) -> None:
+    """Without augmentation, which reads its draws, on the host, where they stay."""
+    config = MAKE[family](mirror=True)
+    training = start(config)
+    assert config.adaptive.every > 2
+    for some in itertools.islice(fields(training, config), 2):
+        batch = to_gan_batch(some, SIZES.channels, CPU)
+        with NoWaiting():
+            iterated(training, batch, config)
 
 
 @pytest.mark.parametrize("family", ["stylegan2", "dfmgan"])

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from training import SIZES, batch_maker, recipe
+from training import SIZES, NoWaiting, batch_maker, recipe
 
 from raygen.families.dtgan.batches import Batch, to_batch
 from raygen.families.dtgan.config import DTGANTrainConfig
@@ -25,27 +25,30 @@ def batches(training: Training, config: DTGANTrainConfig) -> Iterator[Batch]:
 class Told:
     """A watcher that passes on what it is told."""
 
-    def __init__(self, note: Callable[[Training, dict[str, float]], None]) -> None:
+    def __init__(self, note: Callable[[int, dict[str, float]], None]) -> None:
         self.passed_on = note
         self.checkpoints: list[int] = []
 
-    def note(self, training: Training, losses: dict[str, float]) -> None:
-        self.passed_on(training, losses)
+    def note(self, images_seen: int, losses: dict[str, float]) -> None:
+        self.passed_on(images_seen, losses)
 
     def checkpoint(self, training: Training) -> None:
         self.checkpoints.append(training.images_seen)
 
 
 def run(
-    training: Training, config: DTGANTrainConfig, note: Callable[[Training, dict[str, float]], None]
+    training: Training,
+    config: DTGANTrainConfig,
+    note: Callable[[Training, dict[str, float]], None],
+    fetch_every: int | None = None,
 ) -> list[int]:
     """Trains to the end; returns when checkpoints were due."""
-    told = Told(note)
+    told = Told(lambda _, losses: note(training, losses))
 
     def step(some: Batch) -> Terms:
         return iterate(training, training.networks, some, config, config.batch_per_worker)
 
-    train(training, step, batches(training, config), config, World(), told)
+    train(training, step, batches(training, config), config, World(), told, fetch_every)
     return told.checkpoints
 
 
@@ -100,6 +103,52 @@ def test_a_resumed_training_has_the_losses_of_an_uninterrupted_one_bit_for_bit()
     for (_, average), (_, other) in zip(begun.average.items(), resumed.average.items(), strict=True):
         for one, two in zip(average.parameters(), other.parameters(), strict=True):
             assert torch.equal(one, two)
+
+
+def test_losses_that_are_fetched_together_are_the_same_in_the_same_order_before_each_checkpoint() -> None:
+    config = recipe(images=20, checkpoint_every=6)
+    one_by_one = losses_of(Training.start(config, SIZES, CPU), config)
+    training, together, seen_at = Training.start(config, SIZES, CPU), [], []
+
+    def note(now: Training, losses: dict[str, float]) -> None:
+        together.append(losses)
+        seen_at.append(now.images_seen)
+
+    assert run(training, config, note, fetch_every=4) == [6, 12, 18, 20]
+    assert together == [losses for _, losses in one_by_one]
+    assert seen_at == [6, 6, 6, 12, 12, 12, 18, 18, 18, 20]
+
+
+def test_a_loss_that_is_not_finite_is_named_with_its_own_image_however_late_it_is_fetched() -> None:
+    config = recipe(images=40, checkpoint_every=100, optimizer={})
+    training = Training.start(config, SIZES, CPU)
+    generator = training.networks.translator.get_submodule("generator.fusion")
+    noted = []
+
+    def step(some: Batch) -> Terms:
+        if training.images_seen == 6:
+            generator.get_parameter("bias").data.fill_(float("nan"))
+        return iterate(training, training.networks, some, config, config.batch_per_worker)
+
+    told = Told(lambda _, losses: noted.append(losses))
+    with pytest.raises(DivergedError, match=r"the loss latent/D/fake is nan at image 6"):
+        train(training, step, batches(training, config), config, World(), told, fetch_every=8)
+    assert len(noted) == 3
+    assert training.images_seen == 16
+
+
+def test_an_iteration_never_waits_for_the_device() -> None:
+    """In the head start and after it, with all that comes now and then."""
+    config = recipe(
+        optimizer={"head_start": 2},
+        loss={"layer": 5.0, "codes": 1.0, "codes_steps": 2, "r1_every": 2, "diversity_every": 2},
+    )
+    training = Training.start(config, SIZES, CPU)
+    make = batch_maker(with_masks=True, num_latents=4)
+    for seen in (0, 2, 4):
+        some = to_batch(make(range(seen, seen + 2)))
+        with NoWaiting():
+            iterate(training, training.networks, some, config, 2)
 
 
 def test_the_weight_of_diversity_does_not_start_again_with_a_resumed_training() -> None:

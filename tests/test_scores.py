@@ -114,8 +114,8 @@ def test_a_sample_with_a_reference_s_content_is_refused_as_a_copy(
     row = next(i for i, item in enumerate(checkpoint.references) if item.defect_type == "spots")
     drawn = generator.codes.mapping.for_domain
 
-    def for_domain(z: torch.Tensor, domain: int, noise: torch.Tensor):
-        style, content = drawn(z, domain, noise)
+    def for_domain(z: torch.Tensor, domain: int, *others: torch.Tensor):
+        style, content = drawn(z, domain, *others)
         content[1] = codes["content"][row]
         return style, content
 

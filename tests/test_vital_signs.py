@@ -298,7 +298,9 @@ def test_an_e_that_reads_nothing_is_told(own: float, wanted: list[str]) -> None:
     networks = replace(networks, encoder=Reader(networks.mapping, own))
     drawn = torch.randn(20, SIZES.latent_dim), torch.randn(20, SIZES.noise_size)
     with torch.no_grad():
-        signs = dtgan._recovered(networks, 1, torch.randn(20, 1, 32, 32), *drawn)
+        signs = dtgan._recovered(
+            networks, 1, torch.randn(20, 1, 32, 32), torch.zeros(20, dtype=torch.long), *drawn
+        )
     lines = warned(dtgan.THRESHOLDS, signs, 0.5)
     assert len(lines) == len(wanted)
     assert all(words in line for words, line in zip(wanted, lines, strict=True))
@@ -567,7 +569,7 @@ class Idle:
     def is_finite(self) -> bool:
         return True
 
-    def note(self, training: "Idle", losses: dict[str, float]) -> None:
+    def note(self, images_seen: int, losses: dict[str, float]) -> None:
         pass
 
     def checkpoint(self, training: "Idle") -> str | None:

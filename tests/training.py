@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from factories import TINY
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from raygen import images, storage, surfaces
 from raygen.families.dtgan.batches import Batch, BatchMaker, Sampler, to_batch
@@ -51,13 +53,45 @@ def write_defect_set(uri: str, num_normals: int = 4, num_defects: int = 3, seed:
     storage.put(storage.join(uri, "metadata.csv"), "\n".join(rows).encode())
 
 
-def batch_maker(sizes: DTGANConfig = SIZES, seed: int = 0) -> BatchMaker:
+def batch_maker(
+    sizes: DTGANConfig = SIZES, seed: int = 0, with_masks: bool = False, num_latents: int = 2
+) -> BatchMaker:
     """Draws from a few photos in memory, of all domains and products."""
+    channels = sizes.channels + with_masks
     photos = np.random.default_rng(0).integers(
-        0, 256, (18, sizes.image_size, sizes.image_size, sizes.channels), dtype=np.uint8
+        0, 256, (18, sizes.image_size, sizes.image_size, channels), dtype=np.uint8
     )
     domains, products = np.arange(18) % sizes.num_domains, np.arange(18) // 6 % sizes.num_products
-    return BatchMaker(Sampler(domains, products, seed), photos.__getitem__, sizes, augment=True)
+    load = photos.__getitem__
+    return BatchMaker(
+        Sampler(domains, products, seed),
+        load,
+        sizes,
+        augment=True,
+        with_masks=with_masks,
+        num_latents=num_latents,
+    )
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails at what makes a host wait for its device: reading a number off a tensor, or a shape by one."""
+
+    WAITS = (
+        "aten::_local_scalar_dense",
+        "aten::nonzero",
+        "aten::masked_select",
+        "aten::equal",
+        "aten::unique",
+    )
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.name().split(".")[0]
+        by_mask = name == "aten::index" and any(i is not None and i.dtype == torch.bool for i in args[1])
+        assert name not in self.WAITS, f"{name} waits for the device"
+        assert not by_mask, "indexing by a mask waits for the device"
+        return func(*args, **(kwargs or {}))
 
 
 def batch(size: int = 4, sizes: DTGANConfig = SIZES) -> Batch:

@@ -225,6 +225,19 @@ def initialize(network: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
+def one_hot(labels: Tensor, num: int, dtype: torch.dtype) -> Tensor:
+    """Labels, (N,), long, in 0..num-1, to (N, num), 1 where a label is. Torch's own looks at the labels first, and
+    the host waits for them."""
+    return (labels[:, None] == torch.arange(num, device=labels.device)).to(dtype)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; from pinned memory to a GPU, so that the host need not wait until it is there."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 @contextmanager
 def frozen(*networks: nn.Module) -> Iterator[None]:
     """Networks that take part, but get no gradients."""

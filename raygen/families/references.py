@@ -36,6 +36,37 @@ def choose_references(
     )
 
 
+def choose_products(
+    names: Sequence[str],
+    references: Sequence[Reference],
+    defect_type: str,
+    seeds: Sequence[int],
+    products: Sequence[str],
+) -> NDArray[np.int64]:
+    """As which of a checkpoint's products each of n normals passes, (n,): its own or, where that is unknown or had
+    no such defect to learn from, one that had, chosen by its seed.
+
+    Args:
+        names: the checkpoint's products.
+        references: its bank's index.
+        defect_type: wanted.
+        seeds: (n,).
+        products: (n,), of the normals.
+    """
+    learned = {item.product.casefold() for item in references if item.defect_type == defect_type}
+    numbers = {name.casefold(): number for number, name in enumerate(names) if name.casefold() in learned}
+    others = list(numbers.values()) or list(range(len(names)))
+    return np.array(
+        [
+            numbers[product.casefold()]
+            if product.casefold() in numbers
+            else others[int(stream(seed).integers(len(others)))]
+            for seed, product in zip(seeds, products, strict=True)
+        ],
+        np.int64,
+    )
+
+
 def _bank(
     references: Sequence[Reference], wanted: str | tuple[str, ...], defect_type: str, product: str
 ) -> list[int]:

@@ -28,7 +28,7 @@ from raygen.on_ray import living_nodes, prepare_data
 from raygen.train.collect import batches_of, take
 from raygen.train.config import parse_train_config
 from raygen.train.folder import TrainingRun
-from raygen.train.process import prefetched, take_part
+from raygen.train.process import take_part
 from raygen.train.workers import plan_workers
 
 
@@ -110,7 +110,7 @@ def _worker(options: dict[str, Any]) -> None:
     # Ray's GPUs may be logical ones (in tests), torch's are not.
     device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
     world = World(context.get_world_rank(), context.get_world_size())
-    take_part(config, run, device, world, _streamed if config.compute.loading == "stream" else prefetched)
+    take_part(config, run, device, world, _streamed if config.compute.loading == "stream" else None)
 
 
 def _streamed(make: MakeBatch, numbers: Sequence[range]) -> Iterator[Fields]:

@@ -1,8 +1,11 @@
 """What each process of a training does: batches made ahead, the loop, the folder. Knows nothing of Ray."""
 
+import itertools
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,15 +24,15 @@ MakeAhead = Callable[[MakeBatch, Sequence[range]], Iterator[Fields]]
 """Batches of the numbers of their images, in order."""
 
 
-def prefetched(make: MakeBatch, numbers: Sequence[range]) -> Iterator[Fields]:
-    """Makes the next batch in a thread while this one is learned from."""
-    with ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(make, numbers[0]) if numbers else None
-        for following in [*numbers[1:], None]:
-            ready = waiting
-            waiting = thread.submit(make, following) if following else None
-            if ready:
-                yield ready.result()
+def prefetched(make: MakeBatch, numbers: Sequence[range], threads: int = 1) -> Iterator[Fields]:
+    """Makes the next batches in threads, one each, while this one is learned from; in order, however many."""
+    rest = iter(numbers)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = deque(pool.submit(make, some) for some in itertools.islice(rest, threads))
+        while waiting:
+            ready = waiting.popleft()
+            waiting.extend(pool.submit(make, some) for some in itertools.islice(rest, 1))
+            yield ready.result()
 
 
 def take_part(
@@ -37,7 +40,7 @@ def take_part(
     run: TrainingRun,
     device: torch.device,
     world: World,
-    make_ahead: MakeAhead = prefetched,
+    make_ahead: MakeAhead | None = None,
     say: Callable[[str], None] | None = None,
 ) -> None:
     """Goes on from the last checkpoint to the end of the recipe, as one of the training's processes.
@@ -47,7 +50,7 @@ def take_part(
         run: what the folder says the training is.
         device: to compute on.
         world: of the processes; the first of them writes.
-        make_ahead: how batches are made.
+        make_ahead: how batches are made; default: `prefetched`, by the recipe's threads.
         say: takes each line of the progress; default: stderr does.
 
     Raises:
@@ -65,6 +68,7 @@ def take_part(
         training.load_state_dict(state)
     make = trainer.maker(defects.part(TRAINING_SPLITS), in_memory=config.compute.loading == "memory")
     starts = range(training.images_seen, config.images, config.batch_per_worker * world.size)
+    make_ahead = make_ahead or partial(prefetched, threads=config.compute.batch_threads)
     batches = make_ahead(make, [world.numbers(start, config) for start in starts])
     watcher: Watcher[Any] = _Nobody()
     if world.rank == 0:
@@ -83,7 +87,7 @@ def take_part(
 class _Nobody:
     """The watcher of the processes that write nothing."""
 
-    def note(self, training: Training, losses: dict[str, float]) -> None:
+    def note(self, images_seen: int, losses: dict[str, float]) -> None:
         pass
 
     def checkpoint(self, training: Training) -> None:

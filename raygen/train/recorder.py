@@ -66,9 +66,9 @@ class Recorder:
         """Wall time of the training, all attempts together."""
         return self._seconds_before + time.monotonic() - self._started
 
-    def note(self, training: Any, losses: dict[str, float]) -> None:
+    def note(self, images_seen: int, losses: dict[str, float]) -> None:
         """Notes an iteration, and shows a line when it is time."""
-        seen = training.images_seen
+        seen = images_seen
         self.losses.append({"images_seen": seen, **losses})
         now = time.monotonic()
         if now - self._said >= _SECONDS_PER_LINE:

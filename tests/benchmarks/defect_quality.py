@@ -242,7 +242,9 @@ def cycle(
     z = torch.randn(len(x), sizes.latent_dim, generator=torch.Generator().manual_seed(seed))
     for rows in np.array_split(np.arange(len(x)), math.ceil(len(x) / 8)):
         photo, domain = images.to_model(torch.from_numpy(x[rows])), torch.from_numpy(kind[rows])
-        normal = generator(photo, *mapping.for_domain(z[rows], 0))
+        normal = generator(
+            photo, *mapping.for_domain(z[rows], 0, product=torch.zeros(len(rows), dtype=torch.long))
+        )
         back = generator(normal, *encoder(photo, domain))
         values[rows, 0] = (photo - back).abs().mean((1, 2, 3)) * 127.5
         values[rows, 1] = (photo - normal).abs().mean((1, 2, 3)) * 127.5

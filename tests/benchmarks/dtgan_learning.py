@@ -7,7 +7,8 @@ DEFECTS is a set with masks; its split train is looked at. The first prints, for
 unbiased kernel distance × 1000 (EfficientNet-Lite0) of normals, latent-guided and reference-guided samples from
 real defects; how the strength and sign of what is drawn of a reference correlate with the reference's own; the
 share of a real defect's contrast that B keeps (median); the share of bright defects; the share whose largest part
-holds four fifths of the mask; the share of references that turn from bright to dark, or back, with the style of
+holds four fifths of the mask; the contrast (median, grey levels) of real, latent-guided and reference-guided
+defects on their masks; the share of references that turn from bright to dark, or back, with the style of
 the same photo turned over; and the standard deviation of M's styles ÷ that of E's. The second trains M alone, on
 the checkpoint's E and F, to draw the codes that E reads off augmented defects, against a fresh code discriminator:
 without `content_map` and with it.
@@ -58,6 +59,7 @@ class Cell(NamedTuple):
 
     name: str
     domain: int
+    product: int
     normals: np.ndarray  # uint8 (n, H, W, C)
     defects: np.ndarray  # uint8 (m, H, W, C + 1), the last the mask
 
@@ -80,10 +82,10 @@ def cells(checkpoint: Checkpoint, defects: str) -> Iterator[Cell]:
         some = some[:: max(1, len(some) // most)][:most]
         return loader(some, checkpoint.config, in_memory=False, masks="known")([*range(len(some))])
 
-    for product in checkpoint.config.products:
+    for number, product in enumerate(checkpoint.config.products):
         normals = of(product, NORMAL, NUM_SAMPLES)[..., :-1]
         for domain, kind in enumerate(checkpoint.config.defect_types, 1):
-            yield Cell(f"{product}/{kind}", domain, normals, of(product, kind, NUM_DEFECTS))
+            yield Cell(f"{product}/{kind}", domain, number, normals, of(product, kind, NUM_DEFECTS))
 
 
 def bright(drawn: Tensor, masks: Tensor) -> np.ndarray:
@@ -96,6 +98,13 @@ def codes(networks: Trained, x: Tensor, domain: int) -> tuple[Tensor, Tensor]:
     """What E reads off (N, C, H, W)."""
     read = [networks.encoder(part, torch.full((len(part),), domain)) for part in x.split(32)]
     return torch.cat([style for style, _ in read]), torch.cat([content for _, content in read])
+
+
+def contrast(drawn: Tensor, masks: Tensor) -> float:
+    """How strong what is drawn is on masks as `bright` takes them: the median of |mean change|, grey levels."""
+    size = masks.sum((1, 2, 3))
+    change = (drawn.mean(dim=1, keepdim=True) * masks).sum((1, 2, 3)) / size.clamp(min=1)
+    return 127.5 * change[size > 0].abs().median().item()
 
 
 def share(of: np.ndarray) -> float:
@@ -129,7 +138,8 @@ def look(networks: Trained, cell: Cell, features: Lite0Features) -> list[float]:
     lengths = sizes.latent_dim, sizes.noise_size
     z, noise = (torch.from_numpy(random.standard_normal((NUM_SAMPLES, n), np.float32)) for n in lengths)
     style, content = codes(networks, x, cell.domain)
-    drawn_style, drawn_content = networks.mapping.for_domain(z, cell.domain, noise)
+    product = torch.full((NUM_SAMPLES,), cell.product)
+    drawn_style, drawn_content = networks.mapping.for_domain(z, cell.domain, noise, product)
     latent = in_parts(networks.generator.defect_layer, drawn_style, drawn_content)
     reference = in_parts(networks.generator.defect_layer, style, content)
     turned = in_parts(networks.generator.defect_layer, codes(networks, 2 * h - x, cell.domain)[0], content)
@@ -155,6 +165,9 @@ def look(networks: Trained, cell: Cell, features: Lite0Features) -> list[float]:
         share(bright(bare, torch.from_numpy(found)[:, None])),
         largest_parts(defects[..., -1] > 127),
         largest_parts(found),
+        contrast(x - h, mask),
+        contrast(bare, torch.from_numpy(found)[:, None]),
+        contrast(reference[:, : sizes.channels], mask),
         share(bright(reference[:, : sizes.channels], mask) != bright(turned[:, : sizes.channels], mask)),
         (drawn_style.std(dim=0).mean() / style.std(dim=0).mean()).item(),
     ]
@@ -163,7 +176,7 @@ def look(networks: Trained, cell: Cell, features: Lite0Features) -> list[float]:
 def learn_codes(networks: Trained, some: Sequence[Cell], with_map: bool, steps: int) -> None:
     """Trains a fresh M on the codes that E reads, and prints z's share as it goes."""
     random, sizes = np.random.default_rng(0), dataclasses.replace(networks.sizes, content_map=with_map)
-    real, domains = [], []
+    real, domains, products = [], [], []
     for cell in some:
         rows = random.integers(len(cell.defects), size=NUM_AUGMENTED)
         drawn = [augmented(cell.defects[row, ..., :-1], random) for row in rows]
@@ -171,28 +184,31 @@ def learn_codes(networks: Trained, some: Sequence[Cell], with_map: bool, steps: 
             style, content = codes(networks, images.to_model(torch.from_numpy(np.stack(drawn))), cell.domain)
         real.append(torch.cat([style, content.flatten(1)], dim=1))
         domains.append(torch.full((len(drawn),), cell.domain))
-    bank, domain = torch.cat(real), torch.cat(domains)
+        products.append(torch.full((len(drawn),), cell.product))
+    bank, domain, product = torch.cat(real), torch.cat(domains), torch.cat(products)
     torch.manual_seed(0)
     mapping, judge = MappingNetwork(sizes), CodeDiscriminator(sizes)
     optimizers = [torch.optim.Adam(n.parameters(), 1e-3, betas=(0.0, 0.99)) for n in (mapping, judge)]
     started = time.monotonic()
     for step in range(steps + 1):
         rows = torch.randint(len(bank), (BATCH,))
-        style, content = mapping(torch.randn(BATCH, sizes.latent_dim), domain[rows])
+        own = domain[rows], product[rows]
+        style, content = mapping(torch.randn(BATCH, sizes.latent_dim), own[0], product=own[1])
         made, x = torch.cat([style, content.flatten(1)], dim=1), bank[rows].requires_grad_(step % 4 == 0)
-        logits = judge(x, domain[rows])
-        loss = adversarial(logits, True) + adversarial(judge(made.detach(), domain[rows]), False)
+        logits = judge(x, *own)
+        loss = adversarial(logits, True) + adversarial(judge(made.detach(), *own), False)
         loss = loss + 4 * 0.05 * r1(logits, x) if step % 4 == 0 else loss
         optimizers[1].zero_grad()
         loss.backward()
         optimizers[1].step()
         optimizers[0].zero_grad()
-        F.softplus(-judge(made, domain[rows])).mean().backward()
+        F.softplus(-judge(made, *own)).mean().backward()
         optimizers[0].step()
         if step % max(1, steps // 4) == 0:
             z = torch.randn(8, sizes.latent_dim).repeat_interleave(4, dim=0)
             with torch.no_grad():
-                drawn = mapping(z, torch.ones(32, dtype=torch.long))[1].unflatten(0, (8, 4))
+                ones = torch.ones(32, dtype=torch.long)
+                drawn = mapping(z, ones, product=ones)[1].unflatten(0, (8, 4))
             kind = "with" if with_map else "without"
             share, seconds = share_of_variance(drawn), time.monotonic() - started
             print(f"{kind} the map, {step:,} steps, {seconds:.0f} s: z's share {share:.2f}", flush=True)
@@ -213,6 +229,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             learn_codes(networks, found, with_map, args.mapping)
         return
     names = "normals latent reference correlation kept real:bright latent:bright real:1-part latent:1-part"
+    names += " real:grey latent:grey ref:grey"
     print(f"{'':28}" + "".join(f"{name:>14}" for name in [*names.split(), "turned", "styles"]))
     features = Lite0Features(None, torch.device("cpu"))
     table = []

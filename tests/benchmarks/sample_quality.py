@@ -111,7 +111,7 @@ def real_strengths(checkpoint: Checkpoint, generator: DTGANGenerator, split: Spl
         network.eval().load_state_dict(own)
     plain, mapping, encoder = networks.values()
     z = torch.randn(1, sizes.latent_dim, generator=torch.Generator().manual_seed(0))
-    bare = plain.defect_layer(*mapping.for_domain(z, 0))
+    bare = plain.defect_layer(*mapping.for_domain(z, 0, product=torch.zeros(1, dtype=torch.long)))
     found: dict[str, list[np.ndarray]] = {"F(E(x))": [], "x - B(x)": [], "x - G(x -> normal)": []}
     for rows in np.array_split(np.arange(len(split.masks)), -(-len(split.masks) // 16)):
         x, kind = images.to_model(torch.from_numpy(split.images.pixels[rows])), split.images.kind[rows]

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from raygen import images
+from raygen.families.blocks import sent
 from raygen.families.dtgan.sizes import NORMAL, DTGANConfig
 from raygen.families.inpainting import FILLS
 from raygen.families.photos import Load
@@ -32,13 +33,14 @@ class Batch(NamedTuple):
     z: Tensor  # (V, N, latent_dim): latents, at least two each
     noise: Tensor  # (V, N, noise_size): M's noise for each
     references: Tensor  # (2, N, C, H, W): two images of the target domain each
+    reference_products: Tensor  # (2, N) long: theirs
     healed: Tensor  # (N, C, H, W): the sources without their defects; x itself where nobody knows
     mask: Tensor  # (N, 1, H, W): 1 on a source's defect, else 0
     taught: Tensor  # (N,): 1 where `healed` is true, of normals and of defects with a mask, else 0
 
     def to(self, device: torch.device) -> "Batch":
         """The same on a device."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+        return Batch(*(sent(tensor, device) for tensor in self))
 
 
 class Draw(NamedTuple):
@@ -125,6 +127,7 @@ class BatchMaker:
             size = (self.num_latents, self.sizes.latent_dim + self.sizes.noise_size)
             latents.append(draw.random.standard_normal(size, np.float32))
         sources = [draw.source for draw in draws]
+        guides = np.array([draw.references for draw in draws]).T  # (2, N)
         z, noise = np.split(np.stack(latents, axis=1), [self.sizes.latent_dim], axis=2)
         pixels, mask, clean = np.split(np.stack(x), [channels, channels + 1], axis=3)
         if not self.with_masks:
@@ -142,6 +145,7 @@ class BatchMaker:
             "z": z,
             "noise": noise,
             "references": np.stack(references, axis=1),
+            "reference_products": self.sampler.products[guides],
         }
 
 

@@ -1,6 +1,6 @@
 """A seed's style and content: drawn by the mapping network, or taken from the reference bank."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from raygen.families.dtgan.sizes import BOTTLENECK, DTGANConfig
 from raygen.families.family import stream
 from raygen.families.inference import MicroBatches, load_weights
 from raygen.families.recipes import SamplingConfig
-from raygen.families.references import choose_references
+from raygen.families.references import choose_products, choose_references
 from raygen.records import NORMAL
 
 
@@ -26,23 +26,37 @@ class Codes:
         self.batches = batches
         self.sizes = sizes
         self.mapping = load_weights(MappingNetwork(sizes), checkpoint, "mapping").to(batches.device)
+        self.products = checkpoint.config.products
         self.domains = {name: i for i, name in enumerate((NORMAL, *checkpoint.config.defect_types))}
         self.references = checkpoint.references
         self.config = config
 
-    def draw(self, defect_type: str, seeds: Iterable[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Style and content, M rows each, from the mapping network; z and the per-pixel noise come from each
-        seed's own stream (Philox: the same numbers on every machine)."""
+    def draw(
+        self, defect_type: str, seeds: Sequence[int], products: Sequence[str]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Style and content, M rows each, from the mapping network, for normals of some products; z and the
+        per-pixel noise come from each seed's own stream (Philox: the same numbers on every machine)."""
         parts = [self.sizes.latent_dim, self.sizes.noise_size]
         drawn = np.stack([stream(seed).standard_normal(sum(parts), np.float32) for seed in seeds])
         z, noise = self.batches.pad(torch.from_numpy(drawn).to(self.batches.device)).split(parts, dim=1)
         with self.batches.autocast():
-            return self.mapping.for_domain(z, self.domains[defect_type], noise)
+            return self.mapping.for_domain(
+                z, self.domains[defect_type], noise, self._product_numbers(defect_type, seeds, products)
+            )
 
-    def draw_style(self, defect_type: str, seeds: Iterable[int]) -> torch.Tensor:
+    def _product_numbers(
+        self, defect_type: str, seeds: Sequence[int], products: Sequence[str]
+    ) -> torch.Tensor:
+        """What M is told of the products, M rows: (micro_batch,), long."""
+        numbers = np.zeros(len(products), np.int64)
+        if self.sizes.product_codes:
+            numbers = choose_products(self.products, self.references, defect_type, seeds, products)
+        return self.batches.pad(torch.from_numpy(numbers).to(self.batches.device))
+
+    def draw_style(self, defect_type: str, seeds: Sequence[int], products: Sequence[str]) -> torch.Tensor:
         """A style alone, for a reference's content. Its stream is that of bit 63, which no seed has: by the seed's
         own, which chooses the reference, each reference would have styles of its own."""
-        return self.draw(defect_type, [int(seed) | 1 << 63 for seed in seeds])[0]
+        return self.draw(defect_type, [int(seed) | 1 << 63 for seed in seeds], products)[0]
 
     def choose(
         self, defect_type: str, seeds: NDArray[np.int64], products: Sequence[str]

@@ -125,7 +125,7 @@ class DTGANGenerator(TakesPhotographs):
         """The defects that seeds stand for."""
         if request.mode == "latent":
             with self.batches.autocast():
-                style, content = self.codes.draw(request.defect_type, seeds)
+                style, content = self.codes.draw(request.defect_type, seeds.tolist(), products)
                 layer = self.folded.defect_layer(style, content)
             return _Drawn(layer.float(), content.float(), np.full(len(seeds), -1))
         chosen = self.codes.choose(request.defect_type, seeds, products)
@@ -133,7 +133,7 @@ class DTGANGenerator(TakesPhotographs):
         if request.mode == "reference":
             return _Drawn(self.batches.pad(self.reference_layers[rows]), None, chosen)
         with self.batches.autocast():
-            style = self.codes.draw_style(request.defect_type, seeds)
+            style = self.codes.draw_style(request.defect_type, seeds.tolist(), products)
             layer = self.folded.defect_layer(style, self.batches.pad(self.reference_contents[rows]))
         return _Drawn(layer.float(), None, chosen)
 
@@ -153,7 +153,8 @@ class DTGANGenerator(TakesPhotographs):
         z = torch.zeros(self.micro_batch, self.sizes.latent_dim, device=self.device)
         noise = torch.zeros(self.micro_batch, self.sizes.noise_size, device=self.device)
         with self.batches.autocast():
-            style, content = self.codes.mapping.for_domain(z, self.codes.domains[NORMAL], noise)
+            product = torch.zeros(self.micro_batch, dtype=torch.long, device=self.device)
+            style, content = self.codes.mapping.for_domain(z, self.codes.domains[NORMAL], noise, product)
             return self.folded.defect_layer(style, torch.zeros_like(content))[0].float()
 
     def _strength(self, layers: torch.Tensor, defect_type: str) -> NDArray[np.float32]:

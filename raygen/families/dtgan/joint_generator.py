@@ -58,10 +58,10 @@ class JointDTGANGenerator(TakesPhotographs):
     ) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.int64]]:
         """Style and content, padded, and the rows of the bank that they are from, (n,)."""
         if request.mode == "latent":
-            return *self.codes.draw(request.defect_type, seeds), np.full(len(seeds), -1)
+            return *self.codes.draw(request.defect_type, seeds.tolist(), products), np.full(len(seeds), -1)
         chosen = self.codes.choose(request.defect_type, seeds, products)
         rows = torch.from_numpy(chosen).to(self.batches.device)
         style, content = (self.batches.pad(codes[rows]) for codes in self.reference_codes)
         if request.mode == "restyled":
-            style = self.codes.draw_style(request.defect_type, seeds)
+            style = self.codes.draw_style(request.defect_type, seeds.tolist(), products)
         return style, content, chosen

@@ -41,6 +41,7 @@ from raygen.families.blocks import (
     StyledResBlock,
     initialize,
     leaky,
+    one_hot,
 )
 from raygen.families.dtgan.sizes import BOTTLENECK, NORMAL, DTGANConfig
 
@@ -236,6 +237,9 @@ class MappingNetwork(nn.Module):
     tells one place from another. Trained, such a branch draws all its defects in one place or follows its noise;
     `content_map` adds a fully connected map to the content, by which z says what is where.
 
+    *Product.* Table 10 knows the domain alone, so that all products get the defects of all. With `product_codes`
+    the product stands beside z, one-hot.
+
     *Normal* has zero content (`anchor`). Its content branch is one of the table's K, but decides nothing.
     """
 
@@ -246,7 +250,8 @@ class MappingNetwork(nn.Module):
         widths = [config.scaled(c) for c in (512, 512, 512, 256, 128)]  # at 1, 2, 4, 8, 16
 
         # (a) Shared layers
-        self.shared = _perceptron([config.latent_dim] + [hidden] * 4)
+        inputs = config.latent_dim + (config.num_products if config.product_codes else 0)
+        self.shared = _perceptron([inputs] + [hidden] * 4)
 
         # (b) Style code
         self.style_branches = nn.ModuleList(
@@ -279,18 +284,21 @@ class MappingNetwork(nn.Module):
         """How many N(0, 1) numbers the noise of one sample takes (936; 0 without noise)."""
         return self.config.noise_size
 
-    def forward(self, z: Tensor, domain: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, z: Tensor, domain: Tensor, noise: Tensor | None = None, product: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Style and content of each row's own domain: all branches are computed, then picked from.
 
         Args:
             z: (N, latent_dim), from N(0, 1).
             domain: (N,), long, in 0..K-1.
             noise: (N, noise_size) from N(0, 1); None draws it from torch's generator.
+            product: (N,), long, in 0..P-1; wanted with `product_codes`, else not looked at.
 
         Returns:
             Style (N, style_dim) and content (N, content_channels, 16, 16), which is zero for the anchor.
         """
-        h = self.shared(z)  # (N, 512)
+        h = self._hidden(z, product)  # (N, 512)
         styles = torch.stack([branch(h) for branch in self.style_branches], dim=1)  # (N, K, style_dim)
         if not self.config.content:
             return _own(styles, domain), _zero_content(h, self.config)
@@ -303,9 +311,11 @@ class MappingNetwork(nn.Module):
             contents = contents + self.content_map(h).view_as(contents)
         return _own(styles, domain), _own(contents, domain, self.config.anchor)
 
-    def for_domain(self, z: Tensor, domain: int, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def for_domain(
+        self, z: Tensor, domain: int, noise: Tensor | None = None, product: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """As `forward` with one domain for all rows, computing that domain's branches only."""
-        h = self.shared(z)  # (N, 512)
+        h = self._hidden(z, product)  # (N, 512)
         style = self.style_branches[domain](h)  # (N, style_dim)
         if not self.config.content or (self.config.anchor and domain == NORMAL):
             return style, _zero_content(h, self.config)
@@ -317,6 +327,13 @@ class MappingNetwork(nn.Module):
             rows = slice(domain * size, (domain + 1) * size)
             content = content + self.content_map(h, rows).view_as(content)
         return style, content
+
+    def _hidden(self, z: Tensor, product: Tensor | None) -> Tensor:
+        """The shared layers: (N, latent_dim) and (N,) to (N, 512)."""
+        if self.config.product_codes:
+            assert product is not None, "with product_codes M is told the product"
+            z = torch.cat([z, one_hot(product, self.config.num_products, z.dtype)], dim=1)
+        return self.shared(z)
 
     def _trunk(self, h: Tensor, maps: list[Tensor], index: int) -> Tensor:
         """A content branch without its last convolution: (N, 512) to (N, 128, 16, 16)."""
@@ -442,15 +459,16 @@ class CodeDiscriminator(nn.Module):
         self.style = nn.Linear(config.style_dim, width)
         self.blocks = _encoder_blocks([width] * 3)
         self.hidden = nn.Linear(16 * width + 1, width)
-        self.logits = nn.Linear(width, config.num_domains)
+        self.logits = nn.Linear(width, config.num_code_classes)
         initialize(self)
 
-    def forward(self, codes: Tensor, domain: Tensor) -> Tensor:
-        """Real (positive) or drawn, the logit of each row's own domain: (N,).
+    def forward(self, codes: Tensor, domain: Tensor, product: Tensor | None = None) -> Tensor:
+        """Real (positive) or drawn, the logit of each row's own domain (and product, with `product_codes`): (N,).
 
         Args:
             codes: styles and contents, flat, (N, style_dim + content_channels · 16 · 16).
             domain: (N,), long.
+            product: (N,), long; wanted with `product_codes`, else not looked at.
         """
         style, content = codes[:, : self.config.style_dim], codes[:, self.config.style_dim :]
         h = self.content(content.unflatten(1, (-1, BOTTLENECK, BOTTLENECK)))  # (N, 512, 16, 16)
@@ -458,7 +476,11 @@ class CodeDiscriminator(nn.Module):
         # Codes that are all alike are told by what a batch has of them (as in progressive GANs).
         spread = h.std(dim=0, correction=0).mean().expand(len(h), 1)
         h = leaky(self.hidden(torch.cat([h, spread], dim=1)))  # (N, 512)
-        return self.logits(h).gather(1, domain[:, None])[:, 0]
+        own = domain
+        if self.config.product_codes:
+            assert product is not None, "with product_codes codes are of a product"
+            own = domain + self.config.num_domains * product
+        return self.logits(h).gather(1, own[:, None])[:, 0]
 
 
 class DiscriminatorOutput(NamedTuple):

@@ -58,7 +58,8 @@ def _row(
         z, noise = (
             torch.from_numpy(drawn).to(device).split([sizes.latent_dim, drawn.shape[1] - sizes.latent_dim], 1)
         )
-        return networks.mapping(z, torch.tensor([domain], device=device), noise)
+        of = torch.tensor([defects.products.index(product)], device=device)
+        return networks.mapping(z, torch.tensor([domain], device=device), noise, of)
 
     def reference_codes(x: Tensor, domain: int) -> tuple[Tensor, Tensor]:
         return networks.encoder(x, torch.tensor([domain], device=device))

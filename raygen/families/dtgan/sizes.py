@@ -42,6 +42,8 @@ class DTGANConfig:
         trunk_norm: norm in the trunks of E and D: "none" as in the paper, or "instance". Without one a small
             D needs tens of thousands of images to see that a photo has a scratch at all; with it, some thousands.
         content_map: M adds a fully connected map to its content: without it z can hardly say what is where.
+        product_codes: M is told the product, too, and the code discriminator judges a code as of its product:
+            defects of one product differ from another's in size and contrast. It wants `content`.
         content: False: style alone, as in StarGAN v2; contents are empty, (N, 0, 16, 16). It wants
             `decoders="joint"` and neither `anchor` nor `content_noise`.
         decoders: "separate" for background and foreground (`Generator`), or "joint" (`JointGenerator`).
@@ -69,6 +71,7 @@ class DTGANConfig:
     fusion: Literal["linear", "alpha"] = "linear"
     trunk_norm: Literal["none", "instance"] = "none"
     content_map: bool = False
+    product_codes: bool = False
     content: bool = True
     decoders: Literal["separate", "joint"] = "separate"
     foreground_classifier: bool = True
@@ -100,6 +103,7 @@ class DTGANConfig:
             require(not self.anchor, "anchor", "False without content")
             require(not self.content_noise, "content_noise", "False without content")
             require(not self.content_map, "content_map", "False without content")
+            require(not self.product_codes, "product_codes", "False without content")
         if self.decoders == "joint":
             require(not self.background_skip, "background_skip", "False with joint decoders")
             require(self.fusion == "linear", "fusion", '"linear" with joint decoders')
@@ -115,6 +119,11 @@ class DTGANConfig:
     def half_width(self, resolution: int) -> int:
         """Channels of the foreground decoder, and of the stems of E and D, at a resolution."""
         return self.scaled(min(512, 2**14 // resolution) // 2)
+
+    @property
+    def num_code_classes(self) -> int:
+        """What the code discriminator tells apart: domains, or domains of each product."""
+        return self.num_domains * (self.num_products if self.product_codes else 1)
 
     @property
     def content_channels(self) -> int:

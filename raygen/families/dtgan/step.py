@@ -236,17 +236,17 @@ def _layer_term(batch: Batch, background: Tensor, layers: Tensor, wanted: Tensor
 
 
 def code_discriminator_terms(
-    networks: Networks, real: Tensor, drawn: Tensor, domain: Tensor, with_r1: bool
+    networks: Networks, real: Tensor, drawn: Tensor, domain: Tensor, product: Tensor, with_r1: bool
 ) -> Terms:
     """The code discriminator's terms on M's codes and those read off real defects, (N, style_dim + content_size)
-    each, of the same domains. Only it gets gradients."""
+    each, of the same domains and products. Only it gets gradients."""
     assert networks.codes is not None
     real = real.detach().requires_grad_(with_r1)
-    logits = networks.codes(real, domain)
+    logits = networks.codes(real, domain, product)
     terms = {"real": adversarial(logits, real=True)}
     if with_r1:
         terms["r1"] = r1(logits, real)
-    return terms | {"fake": adversarial(networks.codes(drawn.detach(), domain), real=False)}
+    return terms | {"fake": adversarial(networks.codes(drawn.detach(), domain, product), real=False)}
 
 
 def _flat(styles: Tensor, contents: Tensor) -> Tensor:
@@ -291,7 +291,8 @@ def _codes(networks: Networks, batch: Batch, mode: Mode, num: int) -> tuple[Tens
     """`num` (1 or 2) styles, (num, N, style_dim), and contents, (num, N, channels, 16, 16), of the targets."""
     target = batch.target.repeat(num)
     if mode == "latent":
-        codes = networks.mapping(batch.z[:num].flatten(0, 1), target, batch.noise[:num].flatten(0, 1))
+        z, noise = batch.z[:num].flatten(0, 1), batch.noise[:num].flatten(0, 1)
+        codes = networks.mapping(z, target, noise, batch.product.repeat(num))
     else:
         codes = networks.encoder(batch.references[:num].flatten(0, 1), target)
     style, content = codes
@@ -318,16 +319,28 @@ class CodeBank:
     def __init__(self) -> None:
         self.codes = torch.empty(0)  # (rows, style_dim + content_size)
         self.domain = torch.empty(0, dtype=torch.long)  # (rows,)
+        self.product = torch.empty(0, dtype=torch.long)  # (rows,)
 
-    def add(self, codes: Tensor, domain: Tensor, room: int) -> None:
+    def add(self, codes: Tensor, domain: Tensor, product: Tensor, room: int) -> None:
         """Takes in codes, (N, ...), and lets the oldest go."""
-        older = (self.codes.to(codes), self.domain.to(domain)) if len(self.codes) else (codes[:0], domain[:0])
-        self.codes, self.domain = torch.cat([codes, older[0]])[:room], torch.cat([domain, older[1]])[:room]
+        newer = {"codes": codes, "domain": domain, "product": product}
+        for name, some in newer.items():
+            older = getattr(self, name).to(some)
+            setattr(self, name, torch.cat([some, older])[:room] if len(older) else some[:room])
 
-    def part(self, number: int, size: int) -> tuple[Tensor, Tensor]:
-        """Part `number` of so many codes, and their domains; from the start again where there are no more."""
+    def part(self, number: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Part `number` of so many codes, domains and products; from the start again where there are no more."""
         rows = (number * size + torch.arange(size, device=self.codes.device)) % len(self.codes)
-        return self.codes[rows], self.domain[rows]
+        return self.codes[rows], self.domain[rows], self.product[rows]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What it holds."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Goes on from a `state_dict`; from an older build's, which knew no products, it fills anew."""
+        if set(state) == set(vars(self)):
+            vars(self).update(state)
 
 
 @dataclass
@@ -355,7 +368,7 @@ class Training:
             "average": {name: network.state_dict() for name, network in self.average.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "images_seen": self.images_seen,
-            "bank": {"codes": self.bank.codes, "domain": self.bank.domain},
+            "bank": self.bank.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -367,7 +380,7 @@ class Training:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         self.images_seen = state["images_seen"]
-        self.bank.codes, self.bank.domain = state["bank"]["codes"], state["bank"]["domain"]
+        self.bank.load_state_dict(state["bank"])
 
     def is_finite(self) -> bool:
         """Whether all weights are."""
@@ -479,20 +492,21 @@ def _step_codes(
     assert wrapped.codes is not None
     with torch.no_grad():
         real = _flat(*_codes(wrapped, batch, "reference", num=2))
-    training.bank.add(real, batch.target.repeat(2), room=len(real) * config.loss.codes_steps)
+    room = len(real) * config.loss.codes_steps
+    training.bank.add(real, batch.target.repeat(2), batch.reference_products.flatten(), room)
     report: Terms = {}
     for step in range(steps):
-        real, domain = training.bank.part(step, len(real))
+        real, domain, product = training.bank.part(step, len(real))
         z, noise = (drawn[2 * step : 2 * step + 2].flatten(0, 1) for drawn in (batch.z, batch.noise))
-        style, content = wrapped.mapping(z, domain, noise)
+        style, content = wrapped.mapping(z, domain, noise, product)
         drawn = _flat(style[None], content[None])
         with_r1 = (number * steps + step) % config.loss.r1_every == 0
-        terms = code_discriminator_terms(wrapped, real, drawn, domain, with_r1)
+        terms = code_discriminator_terms(wrapped, real, drawn, domain, product, with_r1)
         weights = {"real": 1.0, "r1": config.loss.codes_r1 * config.loss.r1_every, "fake": 1.0}
         _step(training, _weighted(terms, weights), ["codes"])
         report |= {f"codes/D/{name}": term.detach() for name, term in terms.items()}
         with frozen(wrapped.codes):
-            loss = adversarial(wrapped.codes(drawn, domain), real=True)
+            loss = adversarial(wrapped.codes(drawn, domain, product), real=True)
         _step(training, config.loss.codes * loss, ["mapping"])
         report["codes/M/adversarial"] = loss.detach()
     return report

@@ -114,17 +114,23 @@ def vital_signs(
 ) -> Signs:
     """Means over the defect types; arguments as in `raygen.families.family.Trainer.vital_signs`."""
     device = next(training.average.mapping.parameters()).device
-    normals = load(judged, some(judged, NORMAL), sizes, device)
+    rows = some(judged, NORMAL)
+    normals = load(judged, rows, sizes, device)
+    products = torch.tensor(judged.product_numbers, device=device)
     found: list[Signs] = []
     for domain in range(1, sizes.num_domains):
         latents = Latents(seed, domain, device)
-        drawn = latents.normal(len(normals), sizes.latent_dim), latents.normal(len(normals), sizes.noise_size)
+        drawn = (
+            products[rows],
+            latents.normal(len(normals), sizes.latent_dim),
+            latents.normal(len(normals), sizes.noise_size),
+        )
         defects = load(judged, some(judged, domain), sizes, device)
         learned = None if judged is learning else load(learning, some(learning, domain), sizes, device)
         masked = [p for p in judged.photos if p.mask_uri] or [p for p in learning.photos if p.mask_uri]
         found.append(
             {
-                "content/z_share": _z_share(training.average, sizes, domain, latents),
+                "content/z_share": _z_share(training.average, sizes, domain, products[rows[0]], latents),
                 **_recovered(training.average, domain, normals, *drawn),
                 **_game(training.networks, domain, normals, *drawn, defects, learned),
                 **_background(
@@ -167,9 +173,13 @@ def distance_from_real(networks: Networks, judged: DefectSet, sizes: DTGANConfig
         rows = some(of, domain)
         if len(rows) < 2:
             continue
+        products = torch.tensor([of.product_numbers[rows[i % len(rows)]] for i in range(NUM_PHOTOS)])
         x = load(of, rows, sizes, device)
         real = x - torch.cat([_healed(of.photos[row], sizes, networks) for row in rows]) if is_bare else x
-        for codes in (_of_latents(networks, domain, *drawn), _of_images(networks, domain, x)):
+        for codes in (
+            _of_latents(networks, domain, products.to(device), *drawn),
+            _of_images(networks, domain, x),
+        ):
             if is_bare and draw:
                 made = in_parts(draw, *codes)[:, : sizes.channels]
             else:
@@ -185,15 +195,21 @@ def _healed(photo: Photo, sizes: DTGANConfig, networks: Networks) -> Tensor:
     return _tensor(healed(pixels), networks)
 
 
-def _z_share(networks: Networks, sizes: DTGANConfig, domain: int, latents: Latents) -> float:
+def _z_share(networks: Networks, sizes: DTGANConfig, domain: int, product: Tensor, latents: Latents) -> float:
+    """On normals of one product, (), since what M knows of products is not z's."""
     z = latents.normal(_LATENTS, sizes.latent_dim).repeat_interleave(_NOISES, dim=0)
     noise = latents.normal(len(z), sizes.noise_size)
-    return share_of_variance(_of_latents(networks, domain, z, noise)[1].unflatten(0, (_LATENTS, _NOISES)))
+    products = product.expand(len(z))
+    return share_of_variance(
+        _of_latents(networks, domain, products, z, noise)[1].unflatten(0, (_LATENTS, _NOISES))
+    )
 
 
-def _recovered(networks: Networks, domain: int, x: Tensor, z: Tensor, noise: Tensor) -> Signs:
+def _recovered(
+    networks: Networks, domain: int, x: Tensor, products: Tensor, z: Tensor, noise: Tensor
+) -> Signs:
     """How far E reads the codes of translations."""
-    style, content = _of_latents(networks, domain, z, noise)
+    style, content = _of_latents(networks, domain, products, z, noise)
     fakes = in_parts(lambda *part: _translated(networks, *part), x, style, content)
     read_style, read_content = _of_images(networks, domain, fakes)
     return {
@@ -206,6 +222,7 @@ def _game(
     networks: Networks,
     domain: int,
     x: Tensor,
+    products: Tensor,
     z: Tensor,
     noise: Tensor,
     defects: Tensor,
@@ -214,7 +231,8 @@ def _game(
     def logits(photos: Tensor) -> Tensor:
         return in_parts(lambda part: networks.discriminator(part).adversarial[:, domain], photos)
 
-    fakes = in_parts(lambda *part: _translated(networks, *part), x, *_of_latents(networks, domain, z, noise))
+    codes = _of_latents(networks, domain, products, z, noise)
+    fakes = in_parts(lambda *part: _translated(networks, *part), x, *codes)
     return of_discriminator(logits(defects), logits(fakes), None if learned is None else logits(learned))
 
 
@@ -237,14 +255,20 @@ def _background(networks: Networks, photos: Sequence[Photo], sizes: DTGANConfig)
 
 
 def _layers(
-    networks: Networks, domain: int, x: Tensor, z: Tensor, noise: Tensor, references: Tensor
+    networks: Networks,
+    domain: int,
+    x: Tensor,
+    products: Tensor,
+    z: Tensor,
+    noise: Tensor,
+    references: Tensor,
 ) -> Signs:
     """How much defects differ on the same normal x, (1, C, H, W): of latents, of references, and of a reference
     and its mirror image, mirrored back; and how much of the image they cover."""
     generator = networks.translator.get_submodule("generator")
     if not isinstance(generator, Generator):
         return {}
-    latent = in_parts(generator.defect_layer, *_of_latents(networks, domain, z, noise))
+    latent = in_parts(generator.defect_layer, *_of_latents(networks, domain, products, z, noise))
     straight = in_parts(generator.defect_layer, *_of_images(networks, domain, references))
     mirrored = in_parts(generator.defect_layer, *_of_images(networks, domain, references.flip(3))).flip(3)
     between = mean_distance(compose(x, straight))
@@ -260,8 +284,10 @@ def _layers(
     }
 
 
-def _of_latents(networks: Networks, domain: int, z: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    return networks.mapping(z, torch.full((len(z),), domain, device=z.device), noise)
+def _of_latents(
+    networks: Networks, domain: int, products: Tensor, z: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor]:
+    return networks.mapping(z, torch.full((len(z),), domain, device=z.device), noise, products)
 
 
 def _of_images(networks: Networks, domain: int, x: Tensor) -> tuple[Tensor, Tensor]:

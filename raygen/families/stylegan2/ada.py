@@ -368,29 +368,31 @@ class Controller:
 
     Attributes:
         p: probability of each transform, in [0, 1].
-        sign_sum: of D(real) since the last update.
+        sign_sum: of D(real) since the last update; a tensor, (), stays on its device until it is asked for.
         num_images: real images since then.
     """
 
     p: float = 0.0
-    sign_sum: float = 0.0
+    sign_sum: float | Tensor = 0.0
     num_images: float = 0.0
 
-    def observe(self, mean_sign: float, num: int) -> None:
+    def observe(self, mean_sign: float | Tensor, num: int) -> None:
         """Takes in the mean sign of D over a number of real images."""
-        self.sign_sum += mean_sign * num
+        if isinstance(mean_sign, Tensor):
+            mean_sign = mean_sign.double()  # as Python would add
+        self.sign_sum = self.sign_sum + mean_sign * num
         self.num_images += num
 
     def update(self, target: float = 0.6, images_for_full_range: float = 500_000) -> None:
         """Moves p up where the mean sign is above the target, else down; from 0 to 1 in so many images."""
         step = self.num_images / images_for_full_range
-        up = self.sign_sum > target * self.num_images
+        up = float(self.sign_sum) > target * self.num_images
         self.p = min(max(self.p + (step if up else -step), 0.0), 1.0)
         self.sign_sum = self.num_images = 0.0
 
     def state_dict(self) -> dict[str, float]:
         """All of it, for a checkpoint, also between two updates."""
-        return asdict(self)
+        return {"p": self.p, "sign_sum": float(self.sign_sum), "num_images": self.num_images}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Goes on from a `state_dict`."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raygen import images
+from raygen.families.blocks import sent
 from raygen.families.photos import DefectSet, Load
 from raygen.families.stylegan2.ada import NUM_DRAWS
 
@@ -127,10 +128,12 @@ def cells_of(photos: DefectSet) -> list[np.ndarray]:
 
 def to_gan_batch(fields: Mapping[str, np.ndarray], channels: int, device: torch.device) -> GANBatch:
     """A `GANBatchMaker`'s arrays as tensors on a device; `channels` are the image's, a mask stands behind."""
-    # The draws stay on the CPU: augmentation looks at them to see what there is to do.
+    # The draws stay on the CPU: augmentation looks at them to see what there is to do; and numbers, of which
+    # random streams begin.
+    on_cpu = ("uniforms", "gaussians", "numbers")
     t = {
-        name: torch.from_numpy(np.ascontiguousarray(array)).to(
-            "cpu" if name in ("uniforms", "gaussians") else device, non_blocking=True
+        name: sent(
+            torch.from_numpy(np.ascontiguousarray(array)), torch.device("cpu") if name in on_cpu else device
         )
         for name, array in fields.items()
     }

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raygen.families.blocks import linear_by_row
+from raygen.families.blocks import linear_by_row, one_hot
 
 FILTER = (1 / 8, 3 / 8, 3 / 8, 1 / 8)
 """The resampling filter [1, 3, 3, 1], normalized; it is symmetric, so that convolution is correlation."""
@@ -335,8 +335,8 @@ class MappingNetwork(nn.Module):
         """z (N, latent_dim), label (N,) long to w (N, W)."""
         h = pixel_norm(z)
         if self.num_labels > 1:
-            one_hot = F.one_hot(label, self.num_labels).to(h.dtype)
-            h = torch.cat([h, pixel_norm(self.label(one_hot))], dim=1)
+            known = one_hot(label, self.num_labels, h.dtype)
+            h = torch.cat([h, pixel_norm(self.label(known))], dim=1)
         for layer in self.layers:
             h = activate(layer(h))
         return h

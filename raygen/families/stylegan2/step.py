@@ -73,7 +73,7 @@ def seen_by(x: Tensor, batch: GANBatch, view: int, p: float, config: AdaptiveCon
 
 def adjust(controller: Controller, logits: Tensor, config: AdaptiveConfig, world: World, number: int) -> None:
     """Notes what D says of real images, (N,), and from time to time moves the probability of augmentation."""
-    mean = world.mean(logits.detach().float().sign().mean()).item()
+    mean = world.mean(logits.detach().float().sign().mean())
     controller.observe(mean, len(logits) * world.size)
     if number % config.every == config.every - 1:
         controller.update(config.target, config.full_range)
