@@ -1,11 +1,19 @@
 """Who gets how many CPUs and GPUs: settled before the chain starts, since Ray Data waits in silence for ever
 when its actors leave no CPU for its tasks."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from raygen.config import ActorPoolConfig
 from raygen.errors import UserError
+
+
+def num_cores() -> int:
+    """Of this machine, as far as this process may use them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class Resources(NamedTuple):

@@ -72,7 +72,8 @@ def test_a_dry_run_says_all_and_writes_nothing(prepared: Path, capsys: pytest.Ca
     assert (
         "4 samples each: scratches/latent/0, scratches/reference/0, spots/latent/0, spots/reference/0" in said
     )
-    assert "generate" in said.splitlines()[-2]
+    assert "the bound: " in said.splitlines()[-2]
+    assert "proposed" in said.splitlines()[-1]
     assert not (prepared / "out").exists()
 
 

@@ -27,8 +27,8 @@ from raygen.families.family import Made, Views, stream
 from raygen.families.inpainting import FILLS, membrane
 from raygen.families.recipes import SamplingConfig
 from raygen.generate.config import ComputeConfig, GenerateConfig
-from raygen.generate.on_ray import _compute
 from raygen.generate.reproduce import reproduce
+from raygen.generate.sizing import wishes
 from raygen.generate.verify import verify_run
 from raygen.records import SCORES, Mode, SampleRequest
 from raygen.resources import plan_resources
@@ -568,9 +568,9 @@ def test_full_size_photographs_get_cut_outs_of_their_own_pixels(tmp_path: Path, 
 def test_its_actors_leave_gpus_to_others(folder: Path, bank: Checkpoint) -> None:
     config = run_of(folder, "unused")
     nodes = [{"CPU": 8.0, "GPU": 2.0}]
-    assert plan_resources(_compute(config, bank), nodes, 9).gpus_per_actor == 0
+    assert plan_resources(wishes(config, bank), nodes, 9).gpus_per_actor == 0
     asked = config.model_copy(update={"compute": ComputeConfig(gpus_per_actor=1)})
-    assert plan_resources(_compute(asked, bank), nodes, 9).gpus_per_actor == 1
+    assert plan_resources(wishes(asked, bank), nodes, 9).gpus_per_actor == 1
 
 
 def test_cut_outs_of_windows_and_of_photos_are_not_mixed_up(folder: Path) -> None:

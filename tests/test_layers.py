@@ -14,6 +14,7 @@ MODULES = sorted(ROOT.glob("raygen/**/*.py")) + sorted(ROOT.glob("jobs/*.py"))
 # Imports point to the left (a lower number), or stay in the layer.
 LAYERS = [
     {
+        "accelerator",
         "errors",
         "records",
         "images",

@@ -14,8 +14,15 @@ Count = Annotated[int, Field(ge=1)]
 class ComputeConfig(ActorPoolConfig):
     """How a run is spread over the cluster: it may differ when a run resumes."""
 
+    auto: bool = False
+    """Whether what is left open here is measured and chosen as the run starts: `compute = "auto"`, for short."""
     read_threads: Annotated[int, Field(ge=1)] = 8
     """Simultaneous requests of one read task."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_the_short_form(cls, data: Any) -> Any:
+        return {"auto": True} if data == "auto" else data
 
 
 class GateRules(Config):

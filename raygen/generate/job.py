@@ -1,8 +1,5 @@
 """The main job from config to manifest: check, plan, work, sum up, show."""
 
-import itertools
-import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -10,17 +7,17 @@ from pathlib import Path
 
 from raygen import images, storage
 from raygen.checkpoint import Checkpoint, load_checkpoint
-from raygen.config import check_writable, refuse_lost_places
-from raygen.data.pool import index_pool
+from raygen.config import ActorPoolConfig, check_writable, refuse_lost_places
 from raygen.data.runs import CellStats, Manifest, Run, done_shards, read_manifest, read_run
 from raygen.families import family_of
-from raygen.generate.config import GenerateConfig
-from raygen.generate.encode import encode_samples
+from raygen.generate.config import ComputeConfig, GenerateConfig
 from raygen.generate.judging import judge_warnings
-from raygen.generate.plan import draft_run, open_run, plan_table, refuse_another, unseen_products
+from raygen.generate.plan import draft_run, open_run, refuse_another, unseen_products
+from raygen.generate.probe import probe
 from raygen.generate.shards import write_manifest
 from raygen.generate.sheet import contact_sheet
-from raygen.generate.stages import GenerateActor, read_planned
+from raygen.generate.sizing import Sizing, wishes
+from raygen.resources import num_cores
 from raygen.show import duration, size
 
 CONTACT_SHEET = "contact-sheet.png"
@@ -75,16 +72,29 @@ def dry_run(config: GenerateConfig, say: Callable[[str], None] = print) -> None:
         refuse_another(run, config, checkpoint.digest)
         say(f"{config.output} holds this run: {len(done_shards(config.output)):,} of its shards are done")
     _say_what(config, run, checkpoint, say)
-    price = _price_of_a_normal(config, run, checkpoint)
-    if price is None:
+    found = probe(config, run, checkpoint)
+    if found is None:
         say("none of the first files is a usable image: no estimate")
         return
-    seconds, num_bytes = price
-    total = sum(seconds.values()) * run.num_normals
-    cores = os.cpu_count() or 1
-    stages = ", ".join(f"{stage} {1000 * value:.1f} ms" for stage, value in seconds.items())
-    say(f"about {size(num_bytes * run.num_normals)}; one normal takes {stages} on one core of this machine,")
-    say(f"so all take {duration(total)} of one core, {duration(total / cores)} of {cores} such cores")
+    say(f"about {size(found.num_bytes * run.num_normals)}; measured on this machine:")
+    compute = wishes(config, checkpoint)
+    sizing = Sizing(found.costs, num_cores(), _num_accelerators(compute))
+    for line in sizing.describe(run.num_normals, len(run.requests)):
+        say(line)
+    chosen = sizing.compute(compute).model_dump(include=set(ActorPoolConfig.model_fields))
+    keys = ", ".join(f"{key} = {value:g}" for key, value in chosen.items() if value is not None)
+    say(f'proposed, as compute = "auto" would have it: compute = {{{keys}}}')
+    for micro_batch, times in found.faster_at.items():
+        say(
+            f"micro_batch = {micro_batch} would generate {times:.1f} times as fast (in a new run: other last bits)"
+        )
+
+
+def _num_accelerators(compute: ComputeConfig) -> int:
+    """This machine's GPUs, or the actors that simulate one each."""
+    import torch
+
+    return torch.cuda.device_count() or compute.num_actors or 1
 
 
 def _say_what(config: GenerateConfig, run: Run, checkpoint: Checkpoint, say: Callable[[str], None]) -> None:
@@ -138,30 +148,3 @@ def _counts(products: Mapping[str, int]) -> str:
     some = [f"{name} {count:,}" for name, count in list(products.items())[:8]]
     more = len(products) - len(some)
     return ", ".join(some) + (f" and {more:,} more products" if more else "")
-
-
-def _price_of_a_normal(
-    config: GenerateConfig, run: Run, checkpoint: Checkpoint
-) -> tuple[dict[str, float], float] | None:
-    """Median seconds by stage and mean bytes of one normal, measured on the pool's first few."""
-    normals = index_pool(config.pool, config.product, checkpoint.config.products)
-    pool = itertools.islice(normals, config.micro_batch)
-    plan = plan_table(list(pool), shard=0, first_row=0)
-    started = time.perf_counter()
-    normals, _ = read_planned(plan, config, run)
-    read = (time.perf_counter() - started) / plan.num_rows
-    if not normals.num_rows:
-        return None
-    actor = GenerateActor(config, run, checkpoint.uri)
-    generated = actor.sample(normals)  # a warm-up
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        actor.sample(normals)
-        times.append((time.perf_counter() - started) / normals.num_rows)
-    started = time.perf_counter()
-    samples = encode_samples(generated, 0, config, run).samples
-    write = (time.perf_counter() - started) / normals.num_rows
-    files = [file["bytes"] for name in ("image", "mask") for file in samples[name].to_pylist()]
-    seconds = {"read": read, "generate": statistics.median(times), "write": write}
-    return seconds, sum(map(len, files)) / normals.num_rows

@@ -18,10 +18,11 @@ from raygen import storage
 from raygen.checkpoint import Checkpoint
 from raygen.data.runs import Run, ShardStats, done_shards, read_stats, sum_cells
 from raygen.errors import PromiseError, RejectsError, UserError
-from raygen.families import family_of
 from raygen.generate import stages
 from raygen.generate.config import ComputeConfig, GenerateConfig
+from raygen.generate.probe import probe
 from raygen.generate.progress import Progress
+from raygen.generate.sizing import Sizing, wishes
 from raygen.generate.stages import GenerateActor, read_shard
 from raygen.on_ray import Stage, chain_stages, living_nodes, prepare_data
 from raygen.resources import Resources, plan_resources
@@ -51,7 +52,10 @@ def run_shards(
     dropped_before = sum(shard.num_dropped for shard in stats)
     progress = Progress(run.num_samples, done_before, rejects.total() * len(run.requests) + dropped_before)
     nodes = living_nodes()
-    resources = plan_resources(_compute(config, checkpoint), nodes, len(pending))
+    compute = wishes(config, checkpoint)
+    if compute.auto:
+        compute = _sized(config, run, checkpoint, compute, nodes, say)
+    resources = plan_resources(compute, nodes, len(pending))
     say(f"{len(pending):,} of {run.num_shards:,} shards to do: {resources.describe(len(nodes))}")
     try:
         for finished in _stream(config, run, checkpoint, pending, resources):
@@ -71,15 +75,25 @@ def run_shards(
     return sorted(stats, key=lambda shard: shard.shard)
 
 
-def _compute(config: GenerateConfig, checkpoint: Checkpoint) -> ComputeConfig:
-    """What the recipe wishes; and no GPUs, where it does not say, for a family that would leave them idle."""
-    if (
-        config.compute.gpus_per_actor is None
-        and not family_of(checkpoint).uses_gpus
-        and not config.gate.judge
-    ):
-        return config.compute.model_copy(update={"gpus_per_actor": 0.0})
-    return config.compute
+def _sized(
+    config: GenerateConfig,
+    run: Run,
+    checkpoint: Checkpoint,
+    compute: ComputeConfig,
+    nodes: list[dict[str, float]],
+    say: Callable[[str], None],
+) -> ComputeConfig:
+    """What a probe on one of the nodes, with a GPU if actors want one, says is best."""
+    cores, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
+    on_gpu = compute.gpus_per_actor != 0 and gpus > 0
+    task = ray.remote(probe).options(num_cpus=1, num_gpus=int(on_gpu), max_retries=0)
+    found = ray.get(task.remote(config, run, Checkpoint(checkpoint.uri, checkpoint.config, {})))
+    if found is None:  # the run itself will say why
+        return compute
+    sizing = Sizing(found.costs, cores, gpus if on_gpu else compute.num_actors or 1)
+    for line in sizing.describe(run.num_normals, len(run.requests)):
+        say(line)
+    return sizing.compute(compute)
 
 
 def _stream(

@@ -112,7 +112,8 @@ def main() -> None:
                 checkpoint=f"null:{args.size}x1",
                 output=f"{folder}/job-{round_}",
                 normals_per_shard=args.per_shard,
-                compute=ComputeConfig(num_actors=1, cpus_per_actor=0.5),
+                # As `compute = "auto"` chooses here: tasks for as many cores as there are.
+                compute=ComputeConfig(num_actors=1, cpus_per_actor=0.3, cpus_per_task=0.85),
             )
             jobs.append(job_rates(config))
             print(f"round {round_}: images/s (whole, steady): plain {plains[-1]}, job {jobs[-1]}", flush=True)
