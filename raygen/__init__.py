@@ -1,3 +1,3 @@
 """raygen: learn industrial defects from a few photographs and put them on many, on Ray."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

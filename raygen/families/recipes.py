@@ -145,14 +145,14 @@ class TrainingConfig(FamilyConfig):
 
 
 class MaskConfig(Config):
-    """How the mask of a defect is read off its layer; lengths are pixels of the model's image. The defaults were
-    chosen on surfaces; tests/benchmarks/sample_quality.py judges them."""
+    """How the mask of a defect is read off its layer; lengths are pixels of the model's image. Threshold and share
+    were chosen by true masks of surfaces and of real photographs (tests/benchmarks/dtgan_learning.py --masks)."""
 
-    threshold: Annotated[float, Field(gt=0)] = 20.0
-    """Grey levels of change that make a defect."""
+    threshold: Annotated[float, Field(gt=0)] = 8.0
+    """Grey levels of change that make a defect. What is fainter has no mask, and the gate refuses it."""
     noise_factor: Annotated[float, Field(ge=0)] = 4.0
     """Or so many times the noise of the layer, if that is more."""
-    peak_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    peak_share: Annotated[float, Field(ge=0, lt=1)] = 0.35
     """Or this share of the layer's strongest change, if that is more."""
     spread: Annotated[float, Field(gt=0, le=1)] = 1.0
     """A defect reaches as far as the change exceeds this share of the threshold."""

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/dtgan_learning.py CHECKPOINT DEFECTS
     python tests/benchmarks/dtgan_learning.py CHECKPOINT DEFECTS --mapping 1200
+    python tests/benchmarks/dtgan_learning.py CHECKPOINT DEFECTS --masks
 
 DEFECTS is a set with masks; its split train is looked at. The first prints, for each product × type, the
 unbiased kernel distance × 1000 (EfficientNet-Lite0) of normals, latent-guided and reference-guided samples from
@@ -11,11 +12,14 @@ holds four fifths of the mask; the contrast (median, grey levels) of real, laten
 defects on their masks; the share of references that turn from bright to dark, or back, with the style of
 the same photo turned over; and the standard deviation of M's styles ÷ that of E's. The second trains M alone, on
 the checkpoint's E and F, to draw the codes that E reads off augmented defects, against a fresh code discriminator:
-without `content_map` and with it.
+without `content_map` and with it. The third compares thresholds by which masks are read off layers: how many of
+the latents' and of the references' layers have one, and how the references' lie on the true ones (mean IoU, and
+their area ÷ the true ones').
 """
 
 import argparse
 import dataclasses
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -42,6 +46,7 @@ from raygen.pretrained import Lite0Features
 from raygen.records import NORMAL
 
 NUM_SAMPLES, NUM_DEFECTS = 40, 150  # of a cell
+THRESHOLDS, PEAK_SHARES = (20.0, 8.0, 5.0), (0.2, 0.35, 0.5)  # of masks
 NUM_AUGMENTED, BATCH = 480, 32  # for M: codes of a cell, rows of a step
 
 
@@ -173,6 +178,36 @@ def look(networks: Trained, cell: Cell, features: Lite0Features) -> list[float]:
     ]
 
 
+@torch.no_grad()
+def compare_masks(networks: Trained, some: Sequence[Cell]) -> None:
+    """Of each cell and of several ways to read masks: how often there is one, and how well it lies."""
+    print(f"{'':28}{'threshold':>10}{'peak share':>11}{'latents':>9}{'references':>11}{'IoU':>6}{'area':>6}")
+    means: dict[tuple[float, float], list[float]] = {}
+    for cell in some:
+        random = np.random.default_rng(0)
+        defects = cell.defects[random.integers(len(cell.defects), size=NUM_SAMPLES)]
+        x = images.to_model(torch.from_numpy(np.ascontiguousarray(defects[..., :-1])))
+        true, sizes = defects[..., -1] > 127, networks.sizes
+        lengths = sizes.latent_dim, sizes.noise_size
+        z, noise = (torch.from_numpy(random.standard_normal((NUM_SAMPLES, n), np.float32)) for n in lengths)
+        own = networks.mapping.for_domain(z, cell.domain, noise, torch.full((NUM_SAMPLES,), cell.product))
+        reference = in_parts(networks.generator.defect_layer, *codes(networks, x, cell.domain))
+        latent = in_parts(networks.generator.defect_layer, *own)
+        bare = reference.median(dim=0).values
+        strengths = [(127.5 * (layer - bare).abs().amax(dim=1)).numpy() for layer in (latent, reference)]
+        for threshold, share_ in itertools.product(THRESHOLDS, PEAK_SHARES):
+            config = MaskConfig(threshold=threshold, peak_share=share_)
+            drawn, read = (find_defects(strength, config).masks for strength in strengths)
+            both, either = ((read & true).sum((1, 2)), (read | true).sum((1, 2)).clip(1))
+            iou, area = float((both / either).mean()), read.sum() / true.sum()
+            means.setdefault((threshold, share_), []).append(iou)
+            has = [float(found.any(axis=(1, 2)).mean()) for found in (drawn, read)]
+            row = f"{threshold:10g}{share_:11g}{has[0]:9.0%}{has[1]:11.0%}{iou:6.2f}{area:6.2f}"
+            print(f"{cell.name:28}{row}", flush=True)
+    for (threshold, share_), found in means.items():
+        print(f"{'mean':28}{threshold:10g}{share_:11g}{'':20}{np.mean(found):6.3f}")
+
+
 def learn_codes(networks: Trained, some: Sequence[Cell], with_map: bool, steps: int) -> None:
     """Trains a fresh M on the codes that E reads, and prints z's share as it goes."""
     random, sizes = np.random.default_rng(0), dataclasses.replace(networks.sizes, content_map=with_map)
@@ -221,12 +256,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("checkpoint")
     parser.add_argument("defects")
     parser.add_argument("--mapping", type=int, metavar="STEPS")
+    parser.add_argument("--masks", action="store_true")
     args = parser.parse_args(argv)
     checkpoint = load_checkpoint(args.checkpoint)
     networks, found = trained(checkpoint), [*cells(checkpoint, args.defects)]
     if args.mapping:
         for with_map in (False, True):
             learn_codes(networks, found, with_map, args.mapping)
+        return
+    if args.masks:
+        compare_masks(networks, found)
         return
     names = "normals latent reference correlation kept real:bright latent:bright real:1-part latent:1-part"
     names += " real:grey latent:grey ref:grey"
