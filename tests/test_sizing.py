@@ -69,6 +69,14 @@ def test_a_task_that_waits_for_storage_leaves_its_core_to_others() -> None:
     assert far.cpus_per_task == pytest.approx(local.cpus_per_task / 4, abs=0.05)
 
 
+def test_storage_that_lets_all_tasks_wait_is_the_bound() -> None:
+    """Twenty tasks a core, each waiting for 2 s: 20 normals in 2 s for each of the two cores."""
+    sizing = Sizing(Costs(read=0.0, generate=1 * MS, accelerator=0.0, write=1 * MS, wait=2.0), 2, 1)
+    assert (sizing.rate, sizing.bound) == (pytest.approx(20), "storage")
+    assert sizing.compute(ComputeConfig()).cpus_per_task == 0.05
+    assert Sizing(ON_CPU._replace(wait=0.01), 2, 1).bound == "cores, most of all for generating"
+
+
 def test_what_the_recipe_says_stays() -> None:
     given = ComputeConfig(num_actors=3, gpus_per_actor=0.25, cpus_per_task=0.5, read_threads=2)
     compute = Sizing(ON_GPU, 16, 1).compute(given)
@@ -105,7 +113,7 @@ def test_more_of_what_bounds_a_run_makes_it_faster_and_more_of_the_other_does_no
         assert more.rate > sizing.rate
         assert other.rate == sizing.rate
         computing = sizing.costs.accelerator
-        if computing:
+        if computing and sizing.bound != "storage":
             assert by_accelerators == (sizing.num_accelerators <= sizing.knee)
         if computing and sizing.actors_per_accelerator < 8:
             assert sizing.actors_per_accelerator * computing / (computing + sizing.costs.generate) >= ENOUGH

@@ -1,7 +1,7 @@
 """What bounds a run, and how it is best spread: a small model of what a normal costs in each stage.
 
-Stages overlap, so a run is as fast as the scarcer of accelerators and cores. An actor works in turns on its core
-and on its accelerator; several actors share an accelerator that one alone would leave idle.
+Stages overlap, so a run is as fast as the scarcest of accelerators, cores and the storage's answers. An actor
+works in turns on its core and on its accelerator; several share an accelerator that one alone would leave idle.
 """
 
 import math
@@ -59,9 +59,16 @@ class Sizing:
         return self.num_accelerators / self.costs.accelerator if self.costs.accelerator else math.inf
 
     @property
+    def by_storage(self) -> float:
+        """Normals a second that as many tasks as can be read at once, each waiting as long as the one that was
+        measured; infinite where none waits. The storage may have less to give."""
+        waits = self.costs.read + self.costs.wait
+        return self.num_cores / _STEP / waits if self.costs.wait else math.inf
+
+    @property
     def rate(self) -> float:
         """Normals a second."""
-        return min(self.by_cores, self.by_accelerators)
+        return min(self.by_cores, self.by_accelerators, self.by_storage)
 
     @property
     def knee(self) -> float:
@@ -70,9 +77,11 @@ class Sizing:
 
     @property
     def bound(self) -> str:
-        """What more of would help first: `accelerators`, or the stage that takes most of the cores."""
-        if self.by_accelerators <= self.by_cores:
+        """What more of would help first: accelerators, storage, or the stage that takes most of the cores."""
+        if self.by_accelerators == self.rate:
             return "accelerators"
+        if self.by_storage == self.rate:
+            return "storage"
         stages = {
             "decoding": self.costs.read,
             "generating": self.costs.generate,
