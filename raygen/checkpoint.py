@@ -225,7 +225,9 @@ def _best(uri: str) -> str | None:
 def _null_checkpoint(uri: str) -> Checkpoint:
     match = re.fullmatch(r"(null):(\d+)x([13])(?:@(\d+(?:\.\d+)?))?", uri)
     if not match:
-        raise UserError(f"{uri}: write null:SIZExCHANNELS, say null:128x1 or null:256x3")
+        raise UserError(
+            f"{uri}: write null:SIZExCHANNELS, say null:128x1, null:256x3 or, with milliseconds, null:128x1@0.5"
+        )
     family, size, channels = match[1], int(match[2]), int(match[3])
     config = CheckpointConfig(
         family=family,

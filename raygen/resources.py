@@ -3,6 +3,8 @@ when its actors leave no CPU for its tasks."""
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 from raygen.config import ActorPoolConfig
@@ -10,10 +12,12 @@ from raygen.errors import UserError
 
 
 def num_cores() -> int:
-    """Of this machine, as far as this process may use them."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Of this machine, as far as this process, or its container, may use them; at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no cgroup v2, or no limit
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, int(quota) // int(period))
+    return max(1, cores)
 
 
 class Resources(NamedTuple):

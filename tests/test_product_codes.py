@@ -16,6 +16,7 @@ from raygen.families.dtgan.batches import to_batch
 from raygen.families.dtgan.networks import CodeDiscriminator, MappingNetwork
 from raygen.families.dtgan.step import CodeBank, Training, iterate
 from raygen.families.dtgan.vital_signs import vital_signs
+from raygen.families.family import stream
 from raygen.families.photos import DefectSet
 from raygen.families.references import choose_products
 from raygen.generate.config import GateConfig, GenerateConfig
@@ -111,6 +112,11 @@ def test_a_product_without_such_a_defect_passes_as_one_that_had_it() -> None:
     again = choose_products(names, BANK, "scratches", seeds[7:9], ["C", "C"])
     assert again.tolist() == others[7:9].tolist()  # by the seed alone
     assert choose_products(names, (), "scratches", seeds, ["A"] * 40).max() == 2  # nobody knows: any
+    many = np.arange(2000)
+    chosen = choose_products(names, BANK, "scratches", many.tolist(), ["C"] * len(many))
+    z = np.array([stream(int(seed)).standard_normal() for seed in many])
+    spreads = [z[chosen == product].std() for product in (0, 1)]
+    assert spreads == pytest.approx([1, 1], abs=0.1)  # what is chosen says nothing of z
 
 
 @pytest.fixture(scope="module")

@@ -82,6 +82,7 @@ class NoWaiting(TorchDispatchMode):
         "aten::masked_select",
         "aten::equal",
         "aten::unique",
+        "aten::lift_fresh",  # a tensor made of numbers on the host, as for an index by a list,
     )
 
     def __torch_dispatch__(

@@ -26,7 +26,7 @@ class TrainComputeConfig(Config):
     loading: Literal["memory", "stream"] = "memory"
     """Photos are decoded once and kept by every worker, or read again for every batch, ahead, by Ray Data."""
     batch_threads: Annotated[int, Field(ge=1)] = 1
-    """Threads of a worker that make batches ahead, from memory: more where one cannot keep up with a GPU."""
+    """Threads of a worker that make batches ahead with `loading = "memory"`: more where one cannot keep up."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """How often lost workers are replaced, and the training goes on from its last checkpoint."""
 

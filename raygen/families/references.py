@@ -46,6 +46,9 @@ def choose_products(
     """As which of a checkpoint's products each of n normals passes, (n,): its own or, where that is unknown or had
     no such defect to learn from, one that had, chosen by its seed.
 
+    The stream is that of bit 64, which no seed has: by the seed's own, which draws z, each product would have
+    latents of its own.
+
     Args:
         names: the checkpoint's products.
         references: its bank's index.
@@ -60,7 +63,7 @@ def choose_products(
         [
             numbers[product.casefold()]
             if product.casefold() in numbers
-            else others[int(stream(seed).integers(len(others)))]
+            else others[int(stream(int(seed) | 1 << 64).integers(len(others)))]
             for seed, product in zip(seeds, products, strict=True)
         ],
         np.int64,

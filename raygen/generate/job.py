@@ -83,7 +83,7 @@ def dry_run(config: GenerateConfig, say: Callable[[str], None] = print) -> None:
         say(line)
     chosen = sizing.compute(compute).model_dump(include=set(ActorPoolConfig.model_fields))
     keys = ", ".join(f"{key} = {value:g}" for key, value in chosen.items() if value is not None)
-    say(f'proposed, as compute = "auto" would have it: compute = {{{keys}}}')
+    say(f'proposed for this machine, as compute = "auto" would have it: compute = {{{keys}}}')
     for micro_batch, times in found.faster_at.items():
         say(
             f"micro_batch = {micro_batch} would generate {times:.1f} times as fast (in a new run: other last bits)"
@@ -94,7 +94,8 @@ def _num_accelerators(compute: ComputeConfig) -> int:
     """This machine's GPUs, or the actors that simulate one each."""
     import torch
 
-    return torch.cuda.device_count() or compute.num_actors or 1
+    gpus = torch.cuda.device_count() if compute.gpus_per_actor != 0 else 0
+    return gpus or compute.num_actors or 1
 
 
 def _say_what(config: GenerateConfig, run: Run, checkpoint: Checkpoint, say: Callable[[str], None]) -> None:

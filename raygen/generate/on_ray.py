@@ -8,10 +8,11 @@ a row. The driver sees the stats of finished shards, never an image.
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util import metrics
 
 from raygen import storage
@@ -20,12 +21,15 @@ from raygen.data.runs import Run, ShardStats, done_shards, read_stats, sum_cells
 from raygen.errors import PromiseError, RejectsError, UserError
 from raygen.generate import stages
 from raygen.generate.config import ComputeConfig, GenerateConfig
-from raygen.generate.probe import probe
+from raygen.generate.plan import read_plan
+from raygen.generate.probe import Probe, probe
 from raygen.generate.progress import Progress
 from raygen.generate.sizing import Sizing, wishes
 from raygen.generate.stages import GenerateActor, read_shard
 from raygen.on_ray import Stage, chain_stages, living_nodes, prepare_data
 from raygen.resources import Resources, plan_resources
+
+_PROBE_SECONDS = 300  # for a probe, at most, also where other jobs keep it waiting
 
 
 def run_shards(
@@ -54,7 +58,7 @@ def run_shards(
     nodes = living_nodes()
     compute = wishes(config, checkpoint)
     if compute.auto:
-        compute = _sized(config, run, checkpoint, compute, nodes, say)
+        compute = _sized(config, run, checkpoint, compute, nodes, pending, say)
     resources = plan_resources(compute, nodes, len(pending))
     say(f"{len(pending):,} of {run.num_shards:,} shards to do: {resources.describe(len(nodes))}")
     try:
@@ -81,19 +85,36 @@ def _sized(
     checkpoint: Checkpoint,
     compute: ComputeConfig,
     nodes: list[dict[str, float]],
+    pending: list[int],
     say: Callable[[str], None],
 ) -> ComputeConfig:
-    """What a probe on one of the nodes, with a GPU if actors want one, says is best."""
+    """What a probe on one of the nodes, with a GPU if actors want one, says is best; what the recipe says where it
+    cannot be told, or does not fit."""
     cores, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
     on_gpu = compute.gpus_per_actor != 0 and gpus > 0
-    task = ray.remote(probe).options(num_cpus=1, num_gpus=int(on_gpu), max_retries=0)
-    found = ray.get(task.remote(config, run, Checkpoint(checkpoint.uri, checkpoint.config, {})))
-    if found is None:  # the run itself will say why
+    work: Any = ray.remote(probe).options(num_cpus=1, num_gpus=int(on_gpu), max_retries=0)
+    small = Checkpoint(checkpoint.uri, checkpoint.config, {})
+    plan = read_plan(config.output, run, pending[0])
+    task = work.remote(config, run, small, plan=plan, try_batches=False)
+    try:
+        found: Probe | None = ray.get(task, timeout=_PROBE_SECONDS)
+    except (RayError, GetTimeoutError) as error:  # what is wrong with the run, the run itself will say
+        ray.cancel(task, force=True)
+        say(f"compute = auto: nothing could be measured ({type(error).__name__}); goes on as without it")
         return compute
-    sizing = Sizing(found.costs, cores, gpus if on_gpu else compute.num_actors or 1)
-    for line in sizing.describe(run.num_normals, len(run.requests)):
+    if found is None:
+        return compute
+    smallest = {"smallest_task": compute.cpus_per_task} if compute.cpus_per_task else {}
+    sizing = Sizing(found.costs, cores, gpus if on_gpu else compute.num_actors or 1, **smallest)
+    for line in sizing.describe(len(pending) * config.normals_per_shard, len(run.requests)):
         say(line)
-    return sizing.compute(compute)
+    chosen = sizing.compute(compute)
+    try:
+        plan_resources(chosen, nodes, len(pending))
+    except UserError:
+        say("compute = auto: what was measured does not fit these nodes and keys; goes on as without it")
+        return compute
+    return chosen
 
 
 def _stream(

@@ -1,7 +1,8 @@
 """Measures what a normal costs in each stage, on the machine that this runs on.
 
-All cores work at once, each on its own: two that share a physical core, or the memory, are slower together, and so
-they will be in the run.
+All cores (16 at most) work at once, each on its own: two that share a physical core, or the memory, are slower
+together, and so they will be in the run. Each reads the same few files again and again, so that what a machine
+keeps of them is not waited for.
 """
 
 import itertools
@@ -30,6 +31,7 @@ from raygen.resources import num_cores
 SECONDS = 2.0
 """For each stage."""
 _MOST_PROCESSES = 16
+_START_UP = 120.0  # seconds, at most
 
 
 class Probe(NamedTuple):
@@ -47,34 +49,63 @@ class _Timed(NamedTuple):
     core: float  # of all threads of this process
 
 
-def probe(config: GenerateConfig, run: Run, checkpoint: Checkpoint, seconds: float = SECONDS) -> Probe | None:
-    """Measures on the first normals of the pool, for some seconds a stage; None if none of them can be used.
+def probe(
+    config: GenerateConfig,
+    run: Run,
+    checkpoint: Checkpoint,
+    seconds: float = SECONDS,
+    plan: pa.Table | None = None,
+    try_batches: bool = True,
+) -> Probe | None:
+    """Measures for some seconds a stage; None if none of the first normals can be used.
 
     Writes to a temporary folder, whatever the output.
+
+    Args:
+        config: the recipe.
+        run: its run, drafted or begun.
+        checkpoint: its generator's.
+        seconds: for each stage.
+        plan: rows of a plan to measure on. Default: the pool's first files.
+        try_batches: whether larger micro-batches are tried, too, on an accelerator.
     """
-    listed = index_pool(config.pool, config.product, checkpoint.config.products)
-    plan = plan_table(list(itertools.islice(listed, config.normals_per_shard)), shard=0, first_row=0)
-    few, _ = read_planned(plan.slice(0, config.micro_batch), config, run)
+    rows = _first_rows(config, checkpoint) if plan is None else plan
+    few, _ = read_planned(rows.slice(0, config.micro_batch), config, run)
     if not few.num_rows:
         return None
     actor = GenerateActor(config, run, checkpoint.uri)
     # So many that a call takes a good part of the time: what a shard costs as such counts little, as in the run.
     count = int(seconds / 3 / (_timed(lambda: actor.sample(few), 0.0).wall / few.num_rows))
-    plan = plan.slice(0, max(config.micro_batch, min(count, plan.num_rows)))
-    normals, rejects = read_planned(plan, config, run)
+    rows = rows.slice(0, max(config.micro_batch, min(count, rows.num_rows)))
+    normals, rejects = read_planned(rows, config, run)
     generated = actor.sample(normals)
     has_accelerator = accelerator.seconds_of(lambda: actor.sample(few)) > 0
     # Where an accelerator generates, this process alone does: the others read and write beside it.
-    arguments = config, run, None if has_accelerator else checkpoint.uri, plan, rejects, generated, seconds
-    num_processes = min(_MOST_PROCESSES, num_cores())
-    with ProcessPoolExecutor(num_processes, get_context("spawn")) as pool:
-        others = [pool.submit(_on_one_core, *arguments) for _ in range(num_processes)]
+    arguments = config, run, None if has_accelerator else checkpoint.uri, rows, rejects, generated, seconds
+    processes, context = min(_MOST_PROCESSES, max(1, num_cores() - has_accelerator)), get_context("spawn")
+    ready = context.Barrier(processes + has_accelerator)
+    with ProcessPoolExecutor(processes, context, _begin, (ready,)) as pool:
+        others = [pool.submit(_on_one_core, *arguments) for _ in range(processes)]
+        if has_accelerator:
+            ready.wait(_START_UP)
         alone = _in_an_actor(actor, normals, seconds) if has_accelerator else {}
         found = [other.result() | alone for other in others]
     costs = {name: statistics.median(one[name] for one in found) / normals.num_rows for name in found[0]}
     num_bytes = costs.pop("bytes")
-    faster = _larger_batches(config, run, checkpoint, normals, seconds) if has_accelerator else {}
+    tries = has_accelerator and try_batches
+    faster = _larger_batches(config, run, checkpoint, normals, seconds) if tries else {}
     return Probe(Costs(**costs), num_bytes, faster)
+
+
+def _first_rows(config: GenerateConfig, checkpoint: Checkpoint) -> pa.Table:
+    """A plan's rows of the pool's first files."""
+    listed = index_pool(config.pool, config.product, checkpoint.config.products)
+    return plan_table(list(itertools.islice(listed, config.normals_per_shard)), shard=0, first_row=0)
+
+
+def _begin(ready: Any) -> None:
+    """Waits until all processes are there."""
+    ready.wait(_START_UP)
 
 
 def _on_one_core(
@@ -129,7 +160,12 @@ def _larger_batches(
         if some.num_rows < size:
             break
         actor = GenerateActor(config.model_copy(update={"micro_batch": size}), run, checkpoint.uri)
-        each = _timed(lambda actor=actor, some=some: actor.sample(some), seconds / 4).wall / size
+        try:
+            each = _timed(lambda actor=actor, some=some: actor.sample(some), seconds / 4).wall / size
+        except RuntimeError as error:
+            if "out of memory" not in str(error):
+                raise
+            break
         found[size] = found.get(size, each)
         if best is not None and each > 0.9 * best:
             break

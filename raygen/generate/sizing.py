@@ -47,6 +47,7 @@ class Sizing:
     costs: Costs
     num_cores: float
     num_accelerators: float
+    smallest_task: float = _STEP  # logical CPUs: the recipe's, or as little as a task that waits may reserve
 
     @property
     def by_cores(self) -> float:
@@ -63,7 +64,7 @@ class Sizing:
         """Normals a second that as many tasks as can be read at once, each waiting as long as the one that was
         measured; infinite where none waits. The storage may have less to give."""
         waits = self.costs.read + self.costs.wait
-        return self.num_cores / _STEP / waits if self.costs.wait else math.inf
+        return self.num_cores / self.smallest_task / waits if self.costs.wait else math.inf
 
     @property
     def rate(self) -> float:
@@ -105,16 +106,27 @@ class Sizing:
         """
         cores_for_actors = self.rate * self.costs.generate
         gpus_per_actor = given.gpus_per_actor
-        if self.costs.accelerator:
+        if not self.costs.accelerator:
+            wanted = math.ceil(cores_for_actors - _STEP)  # an actor computes on one thread
+            gpus_per_actor = gpus_per_actor or 0.0
+        elif gpus_per_actor:
+            wanted = math.floor(self.num_accelerators / gpus_per_actor)
+        else:
             wanted = math.floor(self.num_accelerators) * self.actors_per_accelerator
             if gpus_per_actor is None:
-                gpus_per_actor = math.floor(100 / self.actors_per_accelerator) / 100
-        else:
-            wanted = math.ceil(cores_for_actors - _STEP)  # an actor computes on one thread
-            gpus_per_actor = 0.0
+                share = min(1.0, self.num_accelerators / (given.num_actors or wanted))
+                gpus_per_actor = math.floor(100 * share) / 100
+        if given.cpus_per_actor:
+            room = (self.num_cores - (given.cpus_per_task or _STEP)) / given.cpus_per_actor
+            wanted = min(wanted, math.floor(room))
         num_actors = given.num_actors or max(1, wanted)
         per_actor = given.cpus_per_actor or _rounded(
-            min(1.0, _MOST_FOR_ACTORS * self.num_cores / num_actors, cores_for_actors / num_actors)
+            min(
+                1.0,
+                _MOST_FOR_ACTORS * self.num_cores / num_actors,
+                cores_for_actors / num_actors,
+                (self.num_cores - (given.cpus_per_task or _STEP)) / num_actors,
+            )
         )
         # As many tasks as cores: more would crowd them. One that waits for storage leaves its core to others.
         left = max(0.0, self.num_cores - num_actors * per_actor)

@@ -68,12 +68,12 @@ class Recorder:
 
     def note(self, images_seen: int, losses: dict[str, float]) -> None:
         """Notes an iteration, and shows a line when it is time."""
-        seen = images_seen
-        self.losses.append({"images_seen": seen, **losses})
+        self.losses.append({"images_seen": images_seen, **losses})
         now = time.monotonic()
         if now - self._said >= _SECONDS_PER_LINE:
-            self.say(self._line(seen, (seen - self._seen_said) / (now - self._said), losses))
-            self._said, self._seen_said = now, seen
+            rate = (images_seen - self._seen_said) / (now - self._said)
+            self.say(self._line(images_seen, rate, losses))
+            self._said, self._seen_said = now, images_seen
 
     def _line(self, seen: int, rate: float, losses: dict[str, float]) -> str:
         """`12,000 of 400,000 images (3 %) · 42.0 images/s · 2 h 33 min left · reference/G/cycle 0.031 …`"""

@@ -14,7 +14,7 @@ the same photo turned over; and the standard deviation of M's styles ÷ that of 
 the checkpoint's E and F, to draw the codes that E reads off augmented defects, against a fresh code discriminator:
 without `content_map` and with it. The third compares thresholds by which masks are read off layers: how many of
 the latents' and of the references' layers have one, and how the references' lie on the true ones (mean IoU, and
-their area ÷ the true ones').
+their area ÷ the true ones'); with `product_codes`, also how strong a cell's latents are as each product.
 """
 
 import argparse
@@ -194,6 +194,18 @@ def compare_masks(networks: Trained, some: Sequence[Cell]) -> None:
         reference = in_parts(networks.generator.defect_layer, *codes(networks, x, cell.domain))
         latent = in_parts(networks.generator.defect_layer, *own)
         bare = reference.median(dim=0).values
+        size = int(np.median(true.sum(axis=(1, 2))))
+        as_others = []
+        for product in range(sizes.num_products if sizes.product_codes else 0):
+            told = networks.mapping.for_domain(z, cell.domain, noise, torch.full((NUM_SAMPLES,), product))
+            layers = in_parts(networks.generator.defect_layer, *told)
+            change = (layers - layers.median(dim=0).values).abs().flatten(1).topk(size).values.mean(dim=1)
+            as_others.append(f"{127.5 * change.median().item():.0f}")
+        if as_others:
+            told = ", ".join(as_others)
+            print(
+                f"{cell.name}: the strongest {size} pixels of latents, as each product, grey levels: {told}"
+            )
         strengths = [(127.5 * (layer - bare).abs().amax(dim=1)).numpy() for layer in (latent, reference)]
         for threshold, share_ in itertools.product(THRESHOLDS, PEAK_SHARES):
             config = MaskConfig(threshold=threshold, peak_share=share_)

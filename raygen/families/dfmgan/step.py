@@ -151,7 +151,7 @@ def iterate(training: DFMGANTraining, batch: GANBatch, config: DFMGANTrainConfig
             step(training.optimizers["matcher"], weight * terms["D_match/r1"], world)
 
     adjust(training.controller, on_real, config.adaptive, world, number)
-    terms["augmentation"] = torch.tensor(training.controller.p, device=batch.x.device)
+    terms["augmentation"] = torch.full((), training.controller.p, device=batch.x.device)
     track_w(
         generator.manipulation.mapping,
         training.average.manipulation.mapping,

@@ -46,11 +46,11 @@ class Codes:
 
     def _product_numbers(
         self, defect_type: str, seeds: Sequence[int], products: Sequence[str]
-    ) -> torch.Tensor:
-        """What M is told of the products, M rows: (micro_batch,), long."""
-        numbers = np.zeros(len(products), np.int64)
-        if self.sizes.product_codes:
-            numbers = choose_products(self.products, self.references, defect_type, seeds, products)
+    ) -> torch.Tensor | None:
+        """What M is told of the products, M rows: (micro_batch,), long; nothing if it does not listen."""
+        if not self.sizes.product_codes:
+            return None
+        numbers = choose_products(self.products, self.references, defect_type, seeds, products)
         return self.batches.pad(torch.from_numpy(numbers).to(self.batches.device))
 
     def draw_style(self, defect_type: str, seeds: Sequence[int], products: Sequence[str]) -> torch.Tensor:

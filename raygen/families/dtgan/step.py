@@ -169,7 +169,10 @@ def generator_terms(
     with torch.set_grad_enabled(torch.is_grad_enabled() and (mode == "latent" or train_encoder)):
         styles, contents = _codes(networks, batch, mode, num=1 + with_diversity)  # (1 or 2, N, ...) each
     i, j = _variants(with_diversity, has_content=contents.shape[2] > 0)
-    there = networks.translator(batch.x, styles[i], contents[j])
+    # (Indexing by a list would wait for the device.)
+    there = networks.translator(
+        batch.x, torch.stack([styles[k] for k in i]), torch.stack([contents[k] for k in j])
+    )
     fake, target_style, target_content = there.images[0], styles[0], contents[0]
 
     out = networks.discriminator(fake)

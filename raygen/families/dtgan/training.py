@@ -169,6 +169,8 @@ def network_sizes(config: DTGANTrainConfig, num_products: int, num_domains: int)
     for name in ("layer", "codes"):
         if getattr(config.loss, name) and config.ladder < "e":
             raise UserError(f"loss.{name}: ladder (a) to (d) has no defect layers of its own; set it to 0")
+    if config.model.get("product_codes") and not config.loss.codes:
+        raise UserError("model.product_codes: wants loss.codes, by which M learns them; set it to 1")
     try:
         return replace(PRESETS[config.preset], **{**LADDER[config.ladder], **config.model, **counts})
     except (TypeError, ValueError) as error:

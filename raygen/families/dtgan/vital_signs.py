@@ -120,17 +120,16 @@ def vital_signs(
     found: list[Signs] = []
     for domain in range(1, sizes.num_domains):
         latents = Latents(seed, domain, device)
-        drawn = (
-            products[rows],
-            latents.normal(len(normals), sizes.latent_dim),
-            latents.normal(len(normals), sizes.noise_size),
-        )
+        codes = latents.normal(len(normals), sizes.latent_dim), latents.normal(len(normals), sizes.noise_size)
+        drawn = products[rows], *codes
+        # One product, that has this defect: what M knows of products must not pass for what z says.
+        own = torch.tensor(learning.product_numbers[learning.domains.index(domain)], device=device)
         defects = load(judged, some(judged, domain), sizes, device)
         learned = None if judged is learning else load(learning, some(learning, domain), sizes, device)
         masked = [p for p in judged.photos if p.mask_uri] or [p for p in learning.photos if p.mask_uri]
         found.append(
             {
-                "content/z_share": _z_share(training.average, sizes, domain, products[rows[0]], latents),
+                "content/z_share": _z_share(training.average, sizes, domain, own, latents),
                 **_recovered(training.average, domain, normals, *drawn),
                 **_game(training.networks, domain, normals, *drawn, defects, learned),
                 **_background(
@@ -138,7 +137,7 @@ def vital_signs(
                     [p for p in masked if p.defect_type == judged.defect_types[domain - 1]],
                     sizes,
                 ),
-                **_layers(training.average, domain, normals[:1], *drawn, defects),
+                **_layers(training.average, domain, normals[:1], own.expand(len(rows)), *codes, defects),
             }
         )
     return means(found)

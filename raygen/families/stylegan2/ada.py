@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from raygen.config import check_switches
+from raygen.families.blocks import sent
 
 NUM_DRAWS = 21
 """Random numbers that one image needs of each kind; of the normal ones only the first seven are looked at."""
@@ -261,13 +262,13 @@ def _replace(x: Tensor, where: Tensor, matrices: Tensor, by: Callable[[Tensor, T
     rows = where.nonzero().squeeze(1)
     if len(rows) == 0:
         return x
-    matrices, rows = matrices[rows], rows.to(x.device)
+    matrices, rows = matrices[rows], sent(rows, x.device)
     return x.index_copy(0, rows, by(x[rows], matrices))
 
 
 def _recolour(x: Tensor, matrices: Tensor) -> Tensor:
     """Images (N, C, W, W) with their colours taken through matrices (N, 4, 4)."""
-    weight, offset = matrices.to(x)[:, : x.shape[1]].split([3, 1], dim=2)
+    weight, offset = sent(matrices.to(x.dtype), x.device)[:, : x.shape[1]].split([3, 1], dim=2)
     if x.shape[1] == 1:
         weight = weight.sum(dim=2, keepdim=True)  # r = g = b
     return torch.baddbmm(offset, weight, x.flatten(2)).view_as(x)
@@ -279,7 +280,7 @@ def _warp(x: Tensor, matrices: Tensor) -> Tensor:
     As in the paper: filtered to twice the size, sampled there, and filtered back. Without the sampling the two
     filters cancel; of what it brings in, the second takes away the frequencies that W pixels cannot hold.
     """
-    up, down = (filters.to(x) for filters in lowpass(x.shape[2]))
+    up, down = (sent(filters.to(x.dtype), x.device) for filters in lowpass(x.shape[2]))
     x = 2 * (up @ x @ up.T)  # (N, C, 2W, 2W); twice, since each pixel's weights sum to 1/√2 in x and in y
     x = _resample(x, matrices, BILINEAR, MARGIN, ASIDE)  # (N, C, 2W + 10, 2W + 10)
     return down @ x @ down.T / 2
@@ -317,7 +318,8 @@ def _resample(x: Tensor, matrices: Tensor, mode: int, margin: int = 0, aside: fl
     column = (2 * place + 1) / size - 1
     row = column[:, None]
     # Where pixels come from. Sums are written out, since a matrix product's rounding may depend on N.
-    a, b, c, d, e, f = torch.linalg.inv(matrices).to(x)[:, :2].flatten(1).T[:, :, None, None]
+    back = sent(torch.linalg.inv(matrices).to(x.dtype), x.device)
+    a, b, c, d, e, f = back[:, :2].flatten(1).T[:, :, None, None]
     grid = torch.stack([a * column + b * row + c, d * column + e * row + f], dim=3)
     grid = 1 - (grid.add_(1).remainder_(4) - 2).abs_()  # mirrored into [-1, 1]
     grid += 2 * aside / size

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from raygen.families import losses
-from raygen.families.blocks import channels_last, frozen
+from raygen.families.blocks import channels_last, frozen, sent
 from raygen.families.stylegan2.ada import AugmentConfig, Controller, augment
 from raygen.families.stylegan2.batches import DISCRIMINATOR, GENERATOR, GANBatch, Latents
 from raygen.families.stylegan2.config import AdaptiveConfig, GANTrainConfig, StyleGAN2TrainConfig
@@ -234,7 +234,7 @@ def iterate(
         step(training.optimizers["discriminator"], weight * terms["D/r1"], world)
 
     adjust(training.controller, on_real, config.adaptive, world, number)
-    terms["augmentation"] = torch.tensor(training.controller.p, device=batch.x.device)
+    terms["augmentation"] = torch.full((), training.controller.p, device=batch.x.device)
     track_w(backbone.mapping, training.average.mapping, own.z, label, world)
     move_average(training.average, backbone, average_keep(config, training.images_seen, batch_size))
     training.images_seen += batch_size
@@ -257,4 +257,4 @@ def _directions(seed: int, numbers: Tensor, like: Tensor) -> Tensor:
     keys = [np.array([seed, n], np.uint64) for n in numbers.tolist()]
     drawn = [np.random.Generator(np.random.Philox(key=key).jumped()) for key in keys]
     rows = np.stack([random.standard_normal(like.shape[1:], np.float32) for random in drawn])
-    return torch.from_numpy(rows).to(like)
+    return sent(torch.from_numpy(rows).to(like.dtype), like.device)
