@@ -104,6 +104,9 @@ def _sized(
         return compute
     if found is None:
         return compute
+    if on_gpu and not found.costs.accelerator:  # or a cluster's GPUs would be left idle
+        say("compute = auto: no work of the GPU was seen; goes on as without it")
+        return compute
     smallest = {"smallest_task": compute.cpus_per_task} if compute.cpus_per_task else {}
     sizing = Sizing(found.costs, cores, gpus if on_gpu else compute.num_actors or 1, **smallest)
     for line in sizing.describe(len(pending) * config.normals_per_shard, len(run.requests)):
