@@ -212,7 +212,7 @@ def test_simulated_accelerators_are_busy_while_the_cores_can_feed_them(
     write_pool(f"{tmp_path}/pool", 256, size=32)
     config = config_of(
         tmp_path,
-        "null:32x1@6",
+        "null:32x1@20",
         normals_per_shard=16,
         compute={"auto": True, "num_actors": 4, "gpus_per_actor": 0},
     )
@@ -222,8 +222,8 @@ def test_simulated_accelerators_are_busy_while_the_cores_can_feed_them(
     assert any("the bound: accelerators" in line for line in said)
     marks = sorted(path.stat().st_mtime for path in Path(config.output, "shards").glob("*.json"))
     later = marks[len(marks) // 2 :]  # by then all actors have started
-    rate = 8 * (len(later) - 1) / (later[-1] - later[0])  # normals a second
-    assert rate * 40 * MS / 4 > 0.8  # 40 ms a normal; waves of four blur both ends
+    rate = 16 * (len(later) - 1) / (later[-1] - later[0])  # normals a second
+    assert rate * 80 * MS / 4 > 0.75  # 80 ms a normal; waves of four blur both ends
 
 
 @pytest.mark.slow
