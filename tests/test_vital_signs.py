@@ -296,11 +296,10 @@ class Reader(nn.Module):
 def test_an_e_that_reads_nothing_is_told(own: float, wanted: list[str]) -> None:
     networks = Training.start(recipe(), SIZES, CPU).average
     networks = replace(networks, encoder=Reader(networks.mapping, own))
-    drawn = torch.randn(20, SIZES.latent_dim), torch.randn(20, SIZES.noise_size)
+    z, noise = torch.randn(20, SIZES.latent_dim), torch.randn(20, SIZES.noise_size)
+    drawn = dtgan.Drawn(torch.zeros(20, dtype=torch.long), z, noise)
     with torch.no_grad():
-        signs = dtgan._recovered(
-            networks, 1, torch.randn(20, 1, 32, 32), torch.zeros(20, dtype=torch.long), *drawn
-        )
+        signs = dtgan._recovered(networks, 1, torch.randn(20, 1, 32, 32), drawn)
     lines = warned(dtgan.THRESHOLDS, signs, 0.5)
     assert len(lines) == len(wanted)
     assert all(words in line for words, line in zip(wanted, lines, strict=True))

@@ -226,8 +226,8 @@ def initialize(network: nn.Module) -> None:
 
 
 def one_hot(labels: Tensor, num: int, dtype: torch.dtype) -> Tensor:
-    """Labels, (N,), long, in 0..num-1, to (N, num), 1 where a label is. Torch's own looks at the labels first, and
-    the host waits for them."""
+    """Labels, (N,), long, in 0..num-1, to (N, num), 1 where a label is. (Torch's own may look at the labels first,
+    for which the host would wait.)"""
     return (labels[:, None] == torch.arange(num, device=labels.device)).to(dtype)
 
 

@@ -82,7 +82,8 @@ def probe(
     has_accelerator = accelerator.seconds_of(lambda: actor.sample(few)) > 0
     # Where an accelerator generates, this process alone does: the others read and write beside it.
     arguments = config, run, None if has_accelerator else checkpoint.uri, rows, rejects, generated, seconds
-    processes, context = min(_MOST_PROCESSES, max(1, num_cores() - has_accelerator)), get_context("spawn")
+    # As many as cores, beside an actor, too, which mostly waits: with fewer, some cores would be idle.
+    processes, context = min(_MOST_PROCESSES, num_cores()), get_context("spawn")
     ready = context.Barrier(processes + has_accelerator)
     with ProcessPoolExecutor(processes, context, _begin, (ready,)) as pool:
         others = [pool.submit(_on_one_core, *arguments) for _ in range(processes)]
@@ -142,9 +143,12 @@ def _on_one_core(
 
 def _in_an_actor(actor: GenerateActor, normals: pa.Table, seconds: float) -> dict[str, float]:
     """What some normals take of an actor beside its accelerator, and of that; they work in turns."""
-    arrived = _travelled(normals=normals)
-    whole = _timed(lambda: _travelled(generated=actor.sample(arrived)), seconds)
-    device = accelerator.seconds_of(lambda: actor.sample(arrived))
+    arrived, devices = _travelled(normals=normals), []
+
+    def work() -> None:
+        devices.append(accelerator.seconds_of(lambda: _travelled(generated=actor.sample(arrived))))
+
+    whole, device = _timed(work, seconds), statistics.median(devices)
     # Who waits for a GPU may keep the core busy with that, and who waits for a core lets the wall clock go on.
     return {"generate": max(0.0, min(whole.core, whole.wall - device)), "accelerator": device}
 

@@ -5,6 +5,7 @@ fakes of G and M as they are now, since that is the game that teaches them.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -108,6 +109,14 @@ THRESHOLDS = (
 )
 
 
+class Drawn(NamedTuple):
+    """What M draws N codes of."""
+
+    products: Tensor  # (N,) long
+    z: Tensor  # (N, latent_dim)
+    noise: Tensor  # (N, noise_size)
+
+
 @torch.no_grad()
 def vital_signs(
     training: Training, learning: DefectSet, judged: DefectSet, sizes: DTGANConfig, seed: int
@@ -120,8 +129,8 @@ def vital_signs(
     found: list[Signs] = []
     for domain in range(1, sizes.num_domains):
         latents = Latents(seed, domain, device)
-        codes = latents.normal(len(normals), sizes.latent_dim), latents.normal(len(normals), sizes.noise_size)
-        drawn = products[rows], *codes
+        z, noise = latents.normal(len(rows), sizes.latent_dim), latents.normal(len(rows), sizes.noise_size)
+        drawn = Drawn(products[rows], z, noise)
         # One product, that has this defect: what M knows of products must not pass for what z says.
         own = torch.tensor(learning.product_numbers[learning.domains.index(domain)], device=device)
         defects = load(judged, some(judged, domain), sizes, device)
@@ -130,14 +139,16 @@ def vital_signs(
         found.append(
             {
                 "content/z_share": _z_share(training.average, sizes, domain, own, latents),
-                **_recovered(training.average, domain, normals, *drawn),
-                **_game(training.networks, domain, normals, *drawn, defects, learned),
+                **_recovered(training.average, domain, normals, drawn),
+                **_game(training.networks, domain, normals, drawn, defects, learned),
                 **_background(
                     training.average,
                     [p for p in masked if p.defect_type == judged.defect_types[domain - 1]],
                     sizes,
                 ),
-                **_layers(training.average, domain, normals[:1], own.expand(len(rows)), *codes, defects),
+                **_layers(
+                    training.average, domain, normals[:1], Drawn(own.expand(len(rows)), z, noise), defects
+                ),
             }
         )
     return means(found)
@@ -168,17 +179,15 @@ def distance_from_real(networks: Networks, judged: DefectSet, sizes: DTGANConfig
     distances = []
     for domain in range(1, sizes.num_domains):
         latents = Latents(seed, domain, device)
-        drawn = latents.normal(NUM_PHOTOS, sizes.latent_dim), latents.normal(NUM_PHOTOS, sizes.noise_size)
+        z, noise = latents.normal(NUM_PHOTOS, sizes.latent_dim), latents.normal(NUM_PHOTOS, sizes.noise_size)
         rows = some(of, domain)
         if len(rows) < 2:
             continue
-        products = torch.tensor([of.product_numbers[rows[i % len(rows)]] for i in range(NUM_PHOTOS)])
+        own = [of.product_numbers[rows[i % len(rows)]] for i in range(NUM_PHOTOS)]
+        drawn = Drawn(torch.tensor(own, device=device), z, noise)
         x = load(of, rows, sizes, device)
         real = x - torch.cat([_healed(of.photos[row], sizes, networks) for row in rows]) if is_bare else x
-        for codes in (
-            _of_latents(networks, domain, products.to(device), *drawn),
-            _of_images(networks, domain, x),
-        ):
+        for codes in (_of_latents(networks, domain, drawn), _of_images(networks, domain, x)):
             if is_bare and draw:
                 made = in_parts(draw, *codes)[:, : sizes.channels]
             else:
@@ -198,17 +207,13 @@ def _z_share(networks: Networks, sizes: DTGANConfig, domain: int, product: Tenso
     """On normals of one product, (), since what M knows of products is not z's."""
     z = latents.normal(_LATENTS, sizes.latent_dim).repeat_interleave(_NOISES, dim=0)
     noise = latents.normal(len(z), sizes.noise_size)
-    products = product.expand(len(z))
-    return share_of_variance(
-        _of_latents(networks, domain, products, z, noise)[1].unflatten(0, (_LATENTS, _NOISES))
-    )
+    content = _of_latents(networks, domain, Drawn(product.expand(len(z)), z, noise))[1]
+    return share_of_variance(content.unflatten(0, (_LATENTS, _NOISES)))
 
 
-def _recovered(
-    networks: Networks, domain: int, x: Tensor, products: Tensor, z: Tensor, noise: Tensor
-) -> Signs:
+def _recovered(networks: Networks, domain: int, x: Tensor, drawn: Drawn) -> Signs:
     """How far E reads the codes of translations."""
-    style, content = _of_latents(networks, domain, products, z, noise)
+    style, content = _of_latents(networks, domain, drawn)
     fakes = in_parts(lambda *part: _translated(networks, *part), x, style, content)
     read_style, read_content = _of_images(networks, domain, fakes)
     return {
@@ -221,16 +226,14 @@ def _game(
     networks: Networks,
     domain: int,
     x: Tensor,
-    products: Tensor,
-    z: Tensor,
-    noise: Tensor,
+    drawn: Drawn,
     defects: Tensor,
     learned: Tensor | None,
 ) -> Signs:
     def logits(photos: Tensor) -> Tensor:
         return in_parts(lambda part: networks.discriminator(part).adversarial[:, domain], photos)
 
-    codes = _of_latents(networks, domain, products, z, noise)
+    codes = _of_latents(networks, domain, drawn)
     fakes = in_parts(lambda *part: _translated(networks, *part), x, *codes)
     return of_discriminator(logits(defects), logits(fakes), None if learned is None else logits(learned))
 
@@ -253,21 +256,13 @@ def _background(networks: Networks, photos: Sequence[Photo], sizes: DTGANConfig)
     return means([{"background/kept": share} for share in shares])
 
 
-def _layers(
-    networks: Networks,
-    domain: int,
-    x: Tensor,
-    products: Tensor,
-    z: Tensor,
-    noise: Tensor,
-    references: Tensor,
-) -> Signs:
+def _layers(networks: Networks, domain: int, x: Tensor, drawn: Drawn, references: Tensor) -> Signs:
     """How much defects differ on the same normal x, (1, C, H, W): of latents, of references, and of a reference
     and its mirror image, mirrored back; and how much of the image they cover."""
     generator = networks.translator.get_submodule("generator")
     if not isinstance(generator, Generator):
         return {}
-    latent = in_parts(generator.defect_layer, *_of_latents(networks, domain, products, z, noise))
+    latent = in_parts(generator.defect_layer, *_of_latents(networks, domain, drawn))
     straight = in_parts(generator.defect_layer, *_of_images(networks, domain, references))
     mirrored = in_parts(generator.defect_layer, *_of_images(networks, domain, references.flip(3))).flip(3)
     between = mean_distance(compose(x, straight))
@@ -283,9 +278,8 @@ def _layers(
     }
 
 
-def _of_latents(
-    networks: Networks, domain: int, products: Tensor, z: Tensor, noise: Tensor
-) -> tuple[Tensor, Tensor]:
+def _of_latents(networks: Networks, domain: int, drawn: Drawn) -> tuple[Tensor, Tensor]:
+    products, z, noise = drawn
     return networks.mapping(z, torch.full((len(z),), domain, device=z.device), noise, products)
 
 
