@@ -185,6 +185,7 @@ def test_identity_is_what_decides_samples() -> None:
         "normals_per_shard=5",
         "micro_batch=4",
         "resize=false",
+        "compile=true",
     ):
         assert load(other).identity() != config.identity()
 

@@ -272,7 +272,7 @@ def test_a_pool_s_range_is_found_said_and_frozen(folder_uri: str, tmp_path: Path
 def test_a_pool_of_8_bits_is_the_run_it_was(tmp_path: Path) -> None:
     storage.put(str(tmp_path / "pool/glass/0.png"), png(PICTURE))
     config = config_of(tmp_path)
-    assert not {"pixel_range", "bit_depth"} & config.identity().keys()
+    assert not {"pixel_range", "bit_depth", "compile"} & config.identity().keys()
     assert draft_run(config, load_checkpoint(CHECKPOINT), tmp_path / "plan.parquet").pixel_ranges == {}
 
 

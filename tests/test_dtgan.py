@@ -21,6 +21,7 @@ from raygen.families.blocks import (
     StyledResBlock,
     compose_resampling,
     linear_by_row,
+    linear_of_each,
 )
 from raygen.families.dtgan.networks import (
     Discriminator,
@@ -595,6 +596,17 @@ class TestSameBits:
         for offset in (1, 2, 3):
             moved = torch.empty(5, width + 4)[:, offset : offset + width].copy_(x)
             assert torch.equal(linear_by_row(moved, weight, bias), expected)
+
+    def test_linear_of_each_is_what_a_gpu_does_for_all_rows_at_once(self) -> None:
+        x, weight, bias = torch.randn(5, 17), torch.randn(3, 17), torch.randn(3)
+        torch.testing.assert_close(linear_of_each(x, weight, bias), F.linear(x, weight, bias))
+        torch.testing.assert_close(linear_of_each(x, weight, None), F.linear(x, weight))
+        elsewhere = [tensor.to("meta") for tensor in (x, weight, bias)]
+        with torch.profiler.profile() as seen:
+            assert linear_by_row(*elsewhere).shape == (5, 3)
+        called = [event.name for event in seen.events() or ()]
+        assert called.count("aten::baddbmm") == 1
+        assert "aten::linear" not in called
 
     @pytest.mark.parametrize("rows", [1, 4, 5, 8, 16])
     def test_mapping_network(self, rows) -> None:

@@ -25,9 +25,20 @@ def linear_by_row(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     A matrix product's kernels, and with them its rounding, depend on the number of rows and on a row's place
     (seen with MKL: two threads and 5 to 7 rows; narrow outputs of rows that are not aligned alike). One row at a
-    time, in memory of its own, they cannot.
+    time, in memory of its own, they cannot. A GPU, which would wait for the host to start so many small products,
+    makes one of each row in a single kernel.
     """
+    if x.device.type != "cpu":
+        return linear_of_each(x, weight, bias)
     return torch.cat([F.linear(row.clone(), weight, bias) for row in x.split(1)])
+
+
+def linear_of_each(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`linear_by_row` as a batch of products of one row each."""
+    kernels = weight.T.expand(len(x), -1, -1)  # (N, in, out), N times the same memory
+    if bias is None:
+        return torch.bmm(x[:, None], kernels)[:, 0]
+    return torch.baddbmm(bias.expand(len(x), 1, -1), x[:, None], kernels)[:, 0]
 
 
 class Linear(nn.Linear):

@@ -1,15 +1,19 @@
 """What the generators of trained checkpoints share: weights, micro-batches, and a seed's own numbers."""
 
+import os
+import shutil
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
+from numpy.typing import NDArray
 
 from raygen.checkpoint import GENERATOR, Checkpoint
 from raygen.errors import UserError
 from raygen.families.recipes import SamplingConfig
 
 Network = TypeVar("Network", bound=torch.nn.Module)
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class MicroBatches:
@@ -23,6 +27,7 @@ class MicroBatches:
         self.size = config.micro_batch
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.precision = getattr(torch, config.precision)
+        self.compiles = config.compile
         # A rerun must give the same bits, whatever the actor's share of a machine: on CPUs the number of threads
         # decides which kernels run (and two actors of one thread beat one of two). float32 is meant as such.
         if self.device.type == "cpu":
@@ -48,6 +53,27 @@ class MicroBatches:
     def autocast(self) -> torch.autocast:
         """The precision of the config."""
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
+
+    def compiled(self, function: Function) -> Function:
+        """A function of M rows; with `compile`, its element-wise work fused into few kernels at the first call.
+
+        Raises:
+            UserError: there is no compiler.
+        """
+        if not self.compiles:
+            return function
+        named = (os.environ.get("CXX"), os.environ.get("CC"), "g++", "gcc", "clang++", "clang", "cc")
+        if not any(shutil.which(name) for name in named if name):
+            raise UserError("compile = true wants a C++ compiler, say g++, on every node that generates")
+        return cast(Function, torch.compile(function, dynamic=False))
+
+
+def fetched(*tensors: torch.Tensor) -> list[NDArray[Any]]:
+    """Tensors as arrays. All are on their way from a GPU, to pinned memory, before the host waits, once."""
+    arrived = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+    if any(tensor.is_cuda for tensor in tensors):
+        torch.cuda.current_stream().synchronize()
+    return [tensor.numpy() for tensor in arrived]
 
 
 def load_weights(network: Network, checkpoint: Checkpoint, name: str) -> Network:

@@ -216,6 +216,9 @@ class SamplingConfig(Config):
     """Normals in one forward pass, padded to this number: part of what decides a sample's last bit."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 is faster on GPUs, and about 2 % (rms) off."""
+    compile: bool = False
+    """Whether the networks are compiled (torch.compile) as an actor starts: what stands between their convolutions
+    becomes few kernels. Part of what decides a sample's last bit. Wants a C++ compiler on every node."""
     mask: MaskConfig = MaskConfig()
     invert: InvertConfig = InvertConfig()
 

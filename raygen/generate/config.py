@@ -130,6 +130,8 @@ class GenerateConfig(SamplingConfig):
         for key in ("pixel_range", "bit_depth"):  # newer than runs that go on, and tables that are refreshed
             if deciding[key] in ("auto", "stated"):
                 del deciding[key]
+        if not deciding["compile"]:  # newer, too
+            del deciding["compile"]
         if deciding["gate"]["on_shortfall"] == "fail":  # it writes what keep-best writes
             deciding["gate"]["on_shortfall"] = "keep-best"
         return deciding

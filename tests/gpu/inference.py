@@ -39,6 +39,7 @@ from raygen.records import MODES, SampleRequest
 from raygen.train.folder import TrainingFolder
 from raygen.train.job import train
 
+_COMPILING = 90  # seconds that must be left for it; a guess, on a CPU it takes as long
 REQUESTS = [SampleRequest(kind, mode, 0) for kind in surfaces.DEFECT_TYPES for mode in MODES]
 
 
@@ -196,14 +197,15 @@ def is_fast(
         pixels = random.integers(
             0, 256, (2 * size, shape.image_size, shape.image_size, shape.channels), np.uint8
         )
-        for precision in ("float32", "bfloat16"):
-            for masks in (False, True):
-                settings = {"micro_batch": size, "precision": precision, "masks": masks}
-                gate = GateConfig(max_attempts=1)
-                make = sampler(checkpoint, pixels, **settings, gate=gate)
-                rate = 4 * len(pixels) / seconds_of(make, device, repeats=3)
-                what = f"{preset}, {size} rows: {precision}, {'masks, scores, gate' if masks else 'images alone'}"
-                told(what, f"{rate:.0f} samples/s, {rate / base:.1f} ×")
+        variants = [(name, masks, False) for name in ("float32", "bfloat16") for masks in (False, True)]
+        if clock.allows(_COMPILING, f"{preset}, {size} rows, compiled"):
+            variants.append(("bfloat16", True, True))
+        for precision, masks, compiles in variants:
+            settings = {"micro_batch": size, "precision": precision, "masks": masks, "compile": compiles}
+            make = sampler(checkpoint, pixels, **settings, gate=GateConfig(max_attempts=1))
+            rate = 4 * len(pixels) / seconds_of(make, device, repeats=3)
+            what = f"{preset}, {size} rows: {precision}, {'masks, scores, gate' if masks else 'images alone'}"
+            told(what + ", compiled" * compiles, f"{rate:.0f} samples/s, {rate / base:.1f} ×")
         if device.type == "cuda":
             told(
                 f"{preset}, {size} rows: peak memory", f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"

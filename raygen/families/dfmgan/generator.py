@@ -67,6 +67,9 @@ class DFMGANSampler:
         network = load_weights(DFMGANGenerator(self.sizes), checkpoint, "generator")
         channels_last(network)
         self.network = network.requires_grad_(False).to(self.device)
+        self.begin = self.batches.compiled(self.network.begin)
+        self.plain = self.batches.compiled(self.network.plain)
+        self.finish = self.batches.compiled(self.network.finish)
         self.products = {name: i for i, name in enumerate(checkpoint.config.products)}
         self.defect_types = {name: i for i, name in enumerate(checkpoint.config.defect_types)}
 
@@ -105,8 +108,8 @@ class DFMGANSampler:
             num_rows = len(ws[some])
             padded = self.batches.pad(ws[some]), self.batches.pad(noise[some])
             with self.batches.autocast():
-                normals = self.network.begin(*padded)
-                plain = self.network.plain(normals, *padded)
+                normals = self.begin(*padded)
+                plain = self.plain(normals, *padded)
             assert normals.below.image is not None
             parts = (*padded, normals.below.x, normals.below.image, normals.features, plain.float())
             found.append([part[:num_rows] for part in parts])
@@ -147,7 +150,7 @@ class DFMGANSampler:
         label = torch.full((self.micro_batch,), self.defect_types[request.defect_type], device=self.device)
         with self.batches.autocast():
             defect_ws = self.network.defect_ws(self.batches.pad(z.to(self.device)), label)
-            made = self.network.finish(
+            made = self.finish(
                 Normals(State(padded.x, padded.image), padded.features),
                 padded.ws,
                 padded.noise,

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from raygen.checkpoint import REFERENCE_CODES, Checkpoint
 from raygen.errors import UserError
+from raygen.families.blocks import sent
 from raygen.families.dtgan.networks import MappingNetwork
 from raygen.families.dtgan.sizes import BOTTLENECK, DTGANConfig
 from raygen.families.family import stream
@@ -38,7 +39,7 @@ class Codes:
         per-pixel noise come from each seed's own stream (Philox: the same numbers on every machine)."""
         parts = [self.sizes.latent_dim, self.sizes.noise_size]
         drawn = np.stack([stream(seed).standard_normal(sum(parts), np.float32) for seed in seeds])
-        z, noise = self.batches.pad(torch.from_numpy(drawn).to(self.batches.device)).split(parts, dim=1)
+        z, noise = self.batches.pad(sent(torch.from_numpy(drawn), self.batches.device)).split(parts, dim=1)
         with self.batches.autocast():
             return self.mapping.for_domain(
                 z, self.domains[defect_type], noise, self._product_numbers(defect_type, seeds, products)
@@ -51,7 +52,7 @@ class Codes:
         if not self.sizes.product_codes:
             return None
         numbers = choose_products(self.products, self.references, defect_type, seeds, products)
-        return self.batches.pad(torch.from_numpy(numbers).to(self.batches.device))
+        return self.batches.pad(sent(torch.from_numpy(numbers), self.batches.device))
 
     def draw_style(self, defect_type: str, seeds: Sequence[int], products: Sequence[str]) -> torch.Tensor:
         """A style alone, for a reference's content. Its stream is that of bit 63, which no seed has: by the seed's

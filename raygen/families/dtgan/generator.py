@@ -9,17 +9,19 @@ from numpy.typing import NDArray
 
 from raygen import images
 from raygen.checkpoint import JUDGE, Checkpoint
+from raygen.families.blocks import sent
 from raygen.families.dtgan.codes import Codes, read_bank, read_sizes
 from raygen.families.dtgan.folded import FoldedGenerator
 from raygen.families.dtgan.networks import Generator, compose
-from raygen.families.dtgan.scores import Judge, Judgement, Novelty
+from raygen.families.dtgan.scores import TOLD, Judge, Novelty
 from raygen.families.family import Made, TakesPhotographs, Views
-from raygen.families.inference import MicroBatches, load_weights
+from raygen.families.inference import MicroBatches, fetched, load_weights
 from raygen.families.masks import Defects, confine, find_defects
 from raygen.families.recipes import SamplingConfig
-from raygen.families.scores import contrast, preservation
+from raygen.families.scores import pixel_scores
 from raygen.records import NORMAL, SCORES, SampleRequest
 
+_TOLD = [list(SCORES).index(name) for name in TOLD]
 _FEWEST_FOR_MEDIAN = 8  # layers; the median of fewer may still hold a defect
 
 
@@ -44,16 +46,18 @@ class DTGANGenerator(TakesPhotographs):
         self.device = self.batches.device
         self.sizes = read_sizes(checkpoint)
         generator = load_weights(Generator(self.sizes), checkpoint, "generator")
-        self.folded = FoldedGenerator(generator).to(self.device)
+        folded = FoldedGenerator(generator).to(self.device)
+        self.background = self.batches.compiled(folded.background)
+        self.defect_layer = self.batches.compiled(folded.defect_layer)
         self.codes = Codes(checkpoint, config, self.sizes, self.batches)
         styles, contents = read_bank(checkpoint, self.sizes)
         # F(s, c) of every reference in the bank: (references, C or C + 1, H, W)
-        self.reference_layers = self.batches.run(self.folded.defect_layer, styles, contents)
+        self.reference_layers = self.batches.run(self.defect_layer, styles, contents)
         self.reference_contents = contents.to(self.device)
         if config.masks:
             self.bare_layers = {name: self._bare_layer(name) for name in checkpoint.config.defect_types}
             self.reference_defects = self._reference_defects()
-            self.judge = Judge(checkpoint, self.sizes, self.device) if JUDGE in checkpoint.files else None
+            self.judge = Judge(checkpoint, self.sizes, self.batches) if JUDGE in checkpoint.files else None
             self.novelty = Novelty(checkpoint, self.device)
 
     # --------------------------------------------------------------------------------------------- samples
@@ -62,9 +66,7 @@ class DTGANGenerator(TakesPhotographs):
         """B(x) of views, (n, H, W, C) to (n, C, H, W); residual compositions need none."""
         if self.config.composition == "residual":
             return None
-        return self.batches.run(
-            lambda some: self.folded.background(images.to_model(some)), torch.from_numpy(pixels)
-        )
+        return self.batches.run(lambda some: self.background(images.to_model(some)), torch.from_numpy(pixels))
 
     @torch.inference_mode()
     def make(self, views: Views, request: SampleRequest, seeds: NDArray[np.int64]) -> Made:
@@ -79,45 +81,41 @@ class DTGANGenerator(TakesPhotographs):
         layer, on = drawn.layer, views.backgrounds
         if self.config.composition == "residual":
             layer = self.batches.pad(layer[:num_rows] - self.bare_layers[request.defect_type])
-            layer = layer * self.batches.pad(torch.from_numpy(weights).to(self.device))[:, None]
-            on = images.to_model(torch.from_numpy(views.pixels).to(self.device))
+            layer = layer * self.batches.pad(sent(torch.from_numpy(weights), self.device))[:, None]
+            on = images.to_model(sent(torch.from_numpy(views.pixels), self.device))
         samples = images.from_model(compose(self.batches.pad(on), layer))  # (M, H, W, C)
-        pixels = samples[:num_rows].cpu().numpy()
+        wanted = [samples[:num_rows]]
+        if self.config.masks:
+            wanted.append(self._told(samples, views, request, drawn.content))
+        if self.config.native:
+            wanted.append(layer[:num_rows])
+        pixels, *more = fetched(*wanted)
         scores = np.full((num_rows, len(SCORES)), np.nan, np.float32)
         if self.config.masks:
-            scores = self._score(samples, pixels, masks, views, request, drawn.content)
+            scores = pixel_scores(pixels, views.pixels, masks)
+            scores[:, _TOLD] = more[0].T
         return Made(
             pixels=pixels,
-            layers=layer[:num_rows].cpu().numpy() if self.config.composition == "residual" else None,
+            layers=more[1] if self.config.native else None,  # else nobody wants them
             masks=masks * np.uint8(255),
             scores=scores,
             references=drawn.references,
         )
 
-    def _score(
-        self,
-        samples: torch.Tensor,
-        pixels: NDArray[np.uint8],
-        masks: NDArray[np.bool_],
-        views: Views,
-        request: SampleRequest,
-        content: torch.Tensor | None,
-    ) -> NDArray[np.float32]:
-        """(n, scores), in the order of SCORES."""
-        unknown = np.full(len(pixels), np.nan, np.float32)
-        judged = Judgement(unknown, unknown, unknown)
+    def _told(
+        self, samples: torch.Tensor, views: Views, request: SampleRequest, content: torch.Tensor | None
+    ) -> torch.Tensor:
+        """What D and the contents say of n samples, padded to M rows: (len(TOLD), n)."""
+        num_rows = len(views.products)
+        unknown = torch.full((3, num_rows), torch.nan, device=self.device)
+        judged = unknown
         if self.judge is not None:
             with self.batches.autocast():
                 judged = self.judge(samples, self.codes.domains[request.defect_type], views.products)
-        novelty = unknown if content is None else self.novelty(content[: len(pixels)], request.defect_type)
-        scores = {
-            **judged._asdict(),
-            "preservation": preservation(pixels, views.pixels, masks),
-            "mask_area": masks.mean(axis=(1, 2), dtype=np.float32),
-            "contrast": contrast(pixels, masks),
-            "novelty": novelty,
-        }
-        return np.stack([scores[name] for name in SCORES], axis=1)
+        novelty = unknown[0]
+        if content is not None:
+            novelty = self.novelty(content, request.defect_type)[:num_rows]
+        return torch.cat([judged, novelty[None]])
 
     # --------------------------------------------------------------------------------------------- defects
 
@@ -126,15 +124,15 @@ class DTGANGenerator(TakesPhotographs):
         if request.mode == "latent":
             with self.batches.autocast():
                 style, content = self.codes.draw(request.defect_type, seeds.tolist(), products)
-                layer = self.folded.defect_layer(style, content)
+                layer = self.defect_layer(style, content)
             return _Drawn(layer.float(), content.float(), np.full(len(seeds), -1))
         chosen = self.codes.choose(request.defect_type, seeds, products)
-        rows = torch.from_numpy(chosen).to(self.device)
+        rows = sent(torch.from_numpy(chosen), self.device)
         if request.mode == "reference":
             return _Drawn(self.batches.pad(self.reference_layers[rows]), None, chosen)
         with self.batches.autocast():
             style = self.codes.draw_style(request.defect_type, seeds.tolist(), products)
-            layer = self.folded.defect_layer(style, self.batches.pad(self.reference_contents[rows]))
+            layer = self.defect_layer(style, self.batches.pad(self.reference_contents[rows]))
         return _Drawn(layer.float(), None, chosen)
 
     # ----------------------------------------------------------------------------------------------- masks
@@ -155,12 +153,13 @@ class DTGANGenerator(TakesPhotographs):
         with self.batches.autocast():
             product = torch.zeros(self.micro_batch, dtype=torch.long, device=self.device)
             style, content = self.codes.mapping.for_domain(z, self.codes.domains[NORMAL], noise, product)
-            return self.folded.defect_layer(style, torch.zeros_like(content))[0].float()
+            return self.defect_layer(style, torch.zeros_like(content))[0].float()
 
     def _strength(self, layers: torch.Tensor, defect_type: str) -> NDArray[np.float32]:
         """By how many grey levels layers, (n, C or C + 1, H, W), go beyond the bare one: (n, H, W)."""
         change = (layers - self.bare_layers[defect_type]).abs().amax(dim=1)
-        return change.mul(127.5).cpu().numpy()
+        (strength,) = fetched(change.mul(127.5))
+        return strength
 
     def _reference_defects(self) -> Defects:
         """Those of all references."""

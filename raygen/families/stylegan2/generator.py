@@ -30,7 +30,8 @@ class StyleGAN2Sampler:
             self.sizes = StyleGAN2Config(**checkpoint.config.model)
         except (TypeError, ValueError) as error:
             raise UserError(f"{checkpoint.uri}: its sizes are not StyleGAN2's ({error})") from None
-        self.network = load_weights(Backbone(self.sizes), checkpoint, "backbone").to(self.batches.device)
+        network = load_weights(Backbone(self.sizes), checkpoint, "backbone").to(self.batches.device)
+        self.network = self.batches.compiled(network)
         self.products = {name: i for i, name in enumerate(checkpoint.config.products)}
 
     def draw_normals(
