@@ -2,7 +2,8 @@
 
 Exit codes: 0 done, or nothing to do; 1 a bug (with its traceback); 2 a wrong config, pool, output or checkpoint;
 3 a promise that cannot be kept (too many bad normals, a gate's shortfall, an incomplete or damaged run, an audit
-that fails); 4 another refresh works on the table, or took it over; 130 stopped by Ctrl-C.
+that fails); 4 another refresh works on the table, or took it over; 5 storage did not answer: the same command goes
+on later; 130 stopped by Ctrl-C.
 """
 
 import argparse

@@ -1,20 +1,43 @@
 """Run configs: a TOML recipe plus `--set dotted.key=value`, checked before anything starts."""
 
 import dataclasses
+import math
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from raygen import storage
 from raygen.errors import UserError
+from raygen.explain import explain
 
-Place = Annotated[str, AfterValidator(storage.normalize)]
+
+def _place(uri: str) -> str:
+    if not uri.strip():
+        raise ValueError("names no place; give a folder or s3://bucket/prefix/")
+    return storage.normalize(uri)
+
+
+Place = Annotated[str, AfterValidator(_place)]
 """A URI in its one spelling."""
+
+Weight = Annotated[float, Field(ge=0)]
+"""Of a loss: 0 leaves it out."""
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+"""Of Adam."""
 
 T = TypeVar("T")
 
@@ -27,9 +50,18 @@ def distinct(items: tuple[T, ...]) -> tuple[T, ...]:
 
 
 class Config(BaseModel):
-    """Frozen, and a key it does not know is an error."""
+    """Frozen; a key it does not know is an error, and so is a number that is none: nan, inf, true."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_switches_as_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        # The validator takes true for 1.
+        field = cls.model_fields[str(info.field_name)]
+        if any(isinstance(part, bool) for part in _parts(value)) and not _takes_switches(field.annotation):
+            raise ValueError("wants another value than true or false")
+        return value
 
 
 class ActorPoolConfig(Config):
@@ -66,7 +98,7 @@ def check_writable(output_uri: str) -> None:
     try:
         storage.put(probe, b"")
     except UserError as error:
-        raise UserError(f"output: {error}") from None
+        raise type(error)(f"output: {error}".replace(probe, output_uri)) from None
     with suppress(UserError):  # who may write need not be allowed to delete, and the probe is hidden
         storage.delete(probe)
 
@@ -115,25 +147,40 @@ def load_config(kind: type[C], recipe: str | Path | None, overrides: Sequence[st
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            raise UserError(
-                f"{where}: unknown key {key!r}; the keys are {_keys(kind, problem['loc'])}"
-            ) from None
-        if problem["type"] == "missing":
-            raise UserError(f"{where}: {key!r} is missing; add it, or --set {key}=…") from None
-        what = f"{key} = {problem['input']!r}: " if key else ""
-        raise UserError(f"{where}: {what}{problem['msg']}") from None
+        raise UserError(f"{where}: {explain(kind, values, error)}") from None
 
 
-def check_switches(fields: Any) -> None:
-    """Raises ValueError unless those of a dataclass's fields that are switches by default are true or false: on a
-    command line "False" is a text, which counts as true."""
+def _parts(value: Any) -> Iterator[Any]:
+    """A value, and what lies in it."""
+    yield value
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    for part in inner:
+        yield from _parts(part)
+
+
+def _takes_switches(annotation: Any) -> bool:
+    """Whether true may stand somewhere in values of a type; sections look after themselves."""
+    if annotation in (bool, Any) or (isinstance(annotation, type) and issubclass(annotation, Config)):
+        return True
+    return any(_takes_switches(part) for part in get_args(annotation))
+
+
+def check_fields(fields: Any) -> None:
+    """Raises ValueError unless a dataclass's fields are of their defaults' kinds: switches true or false (in a
+    command line "False" is a text, which counts as true), whole numbers whole, others finite, texts text."""
     for field in dataclasses.fields(fields):
-        value = getattr(fields, field.name)
-        if isinstance(field.default, bool) and not isinstance(value, bool):
-            raise ValueError(f"{field.name} must be true or false, not {value!r}")
+        value, default = getattr(fields, field.name), field.default
+        if isinstance(default, bool):
+            wanted, held = "true or false", isinstance(value, bool)
+        elif isinstance(default, int):
+            wanted, held = "a whole number", isinstance(value, int) and not isinstance(value, bool)
+        elif isinstance(default, float):
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            wanted, held = "a finite number", is_number and math.isfinite(value)
+        else:
+            wanted, held = "a text", isinstance(value, str) or not isinstance(default, str)
+        if not held:
+            raise ValueError(f"{field.name} must be {wanted}, not {value!r}")
 
 
 def _parse(text: str) -> Any:
@@ -141,12 +188,3 @@ def _parse(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-
-
-def _keys(kind: type[Config], location: tuple[int | str, ...]) -> str:
-    """The keys that may stand where an unknown one stood."""
-    for part in location[:-1]:
-        annotation = kind.model_fields[str(part)].annotation
-        if isinstance(annotation, type) and issubclass(annotation, Config):
-            kind = annotation
-    return ", ".join(kind.model_fields)

@@ -1,5 +1,8 @@
 """The ways in which raygen says no. Anything else that is raised is a bug and shows its traceback."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """A wrong config, a missing folder, a damaged checkpoint: what is wrong, where, and the mend. Exit code 2."""
@@ -33,3 +36,10 @@ class BadImageError(Exception):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """For a message: the known name that is nearest to a mistyped one, in brackets; nothing if none is near."""
+    names = {each.casefold(): each for each in known}
+    near = difflib.get_close_matches(name.casefold(), names, n=1)
+    return f" (did you mean {names[near[0]]!r}?)" if near else ""

@@ -33,7 +33,9 @@ class Entry(NamedTuple):
 
 
 class StorageUnavailableError(UserError):
-    """Storage does not answer, or says try again later: the one error here that time mends."""
+    """Storage does not answer, or says try again later: the one error here that time mends. Exit code 5."""
+
+    exit_code = 5
 
 
 class _ConflictError(StorageUnavailableError):

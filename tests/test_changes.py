@@ -92,7 +92,7 @@ def test_an_empty_ledger_makes_all_new() -> None:
         ("generate.output=x", "generate.output: a refresh sets it itself"),
         ("generate.gatee=1", "unknown key 'generate.gatee'"),
         ("generate.gate.min_mask=1", "unknown key 'generate.gate.min_mask'"),
-        ("generate.normals_per_shard=0", "generate.normals_per_shard: "),
+        ("generate.normals_per_shard=0", "generate.normals_per_shard = 0: wants at least 1"),
         ("table=s3://b/pool/table", "lie in one another"),
         ("pool=s3://b/table/runs", "lie in one another"),
         ("audit.min_accepted=2", "audit.min_accepted = 2"),

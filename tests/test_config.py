@@ -133,10 +133,18 @@ def test_overrides_are_toml_or_else_strings() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("sead=7", r"unknown key 'sead'; the keys are pool, .*output, .*seed"),
-        ("compute.actors=7", r"unknown key 'compute.actors'; the keys are num_actors"),
-        ("seed=-1", r"seed = -1"),
-        ("seed=many", r"seed = 'many'"),
+        ("sead=7", r"unknown key 'sead' \(did you mean 'seed'\?\); the keys are pool, .*output, .*seed"),
+        (
+            "compute.actors=7",
+            r"unknown key 'compute.actors' \(did you mean 'num_actors'\?\); the keys are num_actors",
+        ),
+        ("seed=-1", r"seed = -1: wants at least 0"),
+        ("seed=true", r"seed = true: wants another value than true or false"),
+        ("seed=many", r"seed = 'many': wants a whole number"),
+        ("samples_per_cell={spots=0}", r"samples_per_cell.spots = 0: wants at least 1"),
+        ("samples_per_cell=x", r"samples_per_cell = 'x': wants a whole number or a section"),
+        ("gate.min_realism=nan", r"gate.min_realism = nan: wants a finite number"),
+        ("pool=", r"pool = '': names no place"),
         ("layout=zip", r"layout = 'zip'.*'parquet', 'webdataset' or 'png'"),
         ("modes=[]", r"modes = \[\]"),
         ('modes=["latent","latent"]', "names something twice"),

@@ -92,13 +92,15 @@ def test_products_that_the_checkpoint_has_not_seen(tmp_path) -> None:
     write_pool(str(tmp_path / "pool"), 1)
     storage.put(str(tmp_path / "pool" / "Brushed_Metal" / "x.png"), b"x")  # compared without case
     storage.put(str(tmp_path / "pool" / "glass" / "x.png"), b"x")
+    storage.put(str(tmp_path / "pool" / "woven_fabrik" / "x.png"), b"x")
     checkpoint = write_checkpoint(str(tmp_path / "checkpoint"))
-    config = config_of(str(tmp_path), checkpoint=str(tmp_path / "checkpoint"))
-    strict = config_of(str(tmp_path), checkpoint=config.checkpoint, strict_products=True)
-    with pytest.raises(UserError, match="glass: not among the checkpoint's products"):
+    strict = config_of(str(tmp_path), checkpoint=str(tmp_path / "checkpoint"))
+    named = r"glass, woven_fabrik \(did you mean 'woven_fabric'\?\): not among the checkpoint's products"
+    with pytest.raises(UserError, match=named):
         open_run(strict, checkpoint)
-    assert read_run(config.output) is None  # nothing was begun
-    assert unseen_products(open_run(config, checkpoint), checkpoint) == ["glass"]
+    assert read_run(strict.output) is None  # nothing was begun
+    tolerant = config_of(str(tmp_path), checkpoint=strict.checkpoint, strict_products=False)
+    assert unseen_products(open_run(tolerant, checkpoint), checkpoint) == ["glass", "woven_fabrik"]
 
 
 def test_requests_that_the_checkpoint_cannot_meet(tmp_path) -> None:

@@ -4,12 +4,14 @@ import io
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from raygen import storage
+from raygen.config import check_writable
 from raygen.errors import UserError
 
 
@@ -116,9 +118,27 @@ def test_storage_that_does_not_answer_is_told_from_one_that_says_no(monkeypatch:
 
         thread = threading.Thread(target=cut)
         thread.start()
-        with pytest.raises(storage.StorageUnavailableError, match="s3://bucket/key"):
+        with pytest.raises(storage.StorageUnavailableError, match="s3://bucket/key") as caught:
             storage.read("s3://bucket/key")
+        assert caught.value.exit_code == 5  # a scheduler may try again
         thread.join()
+
+
+def test_an_output_that_cannot_be_written_is_named_as_the_user_wrote_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match=r"^output: ") as caught:
+        check_writable(str(tmp_path / "file"))
+    assert caught.value.exit_code == 2
+    assert ".raygen" not in str(caught.value)
+
+    def away(uri: str, data: bytes) -> None:
+        raise storage.StorageUnavailableError(f"{uri}: nobody answers")
+
+    monkeypatch.setattr(storage, "put", away)
+    with pytest.raises(storage.StorageUnavailableError, match=r"^output: s3://bucket/run: nobody answers$"):
+        check_writable("s3://bucket/run")
 
 
 def test_a_put_that_fails_leaves_nothing(tmp_path) -> None:

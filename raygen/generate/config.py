@@ -87,8 +87,8 @@ class GenerateConfig(SamplingConfig):
     """Bring normals of another size to the model's (scaled, cropped about the centre); else reject them."""
     max_pixels: Annotated[int, Field(ge=1)] = 64_000_000
     """A normal with more pixels is rejected before it is decoded."""
-    strict_products: bool = False
-    """Whether a product that the checkpoint has not seen is an error, or a warning."""
+    strict_products: bool = True
+    """Whether a product that the checkpoint has not seen is an error, as a mistyped one is, or a warning."""
     max_reject_rate: Annotated[float, Field(ge=0, le=1)] = 0.01
     """The run fails (exit code 3) when more than this share of the pool cannot be used."""
     gate: GateConfig = GateConfig()

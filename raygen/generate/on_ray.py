@@ -72,7 +72,7 @@ def run_shards(
             _check_shortfall([finished], config)
     except RayTaskError as error:
         if isinstance(error.cause, storage.StorageUnavailableError):  # still, after all retries
-            raise UserError(str(error.cause).splitlines()[0]) from None
+            raise storage.StorageUnavailableError(str(error.cause).splitlines()[0]) from None
         raise
     finally:
         progress.close()

@@ -23,7 +23,7 @@ from raygen.checkpoint import Checkpoint
 from raygen.data.pixel_ranges import PixelRanges
 from raygen.data.pool import Normal, index_pool
 from raygen.data.runs import RUN, Run, read_run
-from raygen.errors import UserError
+from raygen.errors import UserError, did_you_mean
 from raygen.families import family_of
 from raygen.generate.config import GenerateConfig
 from raygen.generate.judging import deciding, judge_digest, read_judge, refuse_other_judges
@@ -113,9 +113,11 @@ def draft_run(
     )
     _check_references(config, checkpoint, run)
     if config.strict_products and (unseen := unseen_products(run, checkpoint)):
+        known = checkpoint.config.products
+        named = ", ".join(name + did_you_mean(name, known) for name in unseen)
         raise UserError(
-            f"pool {config.pool}: {', '.join(unseen)}: not among the checkpoint's products "
-            f"({', '.join(checkpoint.config.products)}); train on them, or set strict_products = false"
+            f"pool {config.pool}: {named}: not among the checkpoint's products ({', '.join(known)}); mend the "
+            "names, train on them, or set strict_products = false"
         )
     return run
 

@@ -9,6 +9,7 @@ from raygen import storage
 from raygen.config import Config, Place, refuse_lost_places
 from raygen.data.pool import is_drawn
 from raygen.errors import UserError
+from raygen.explain import explain
 from raygen.generate.config import GenerateConfig
 from raygen.publish.changes import Policy
 
@@ -81,11 +82,7 @@ class RefreshConfig(Config):
         try:
             self.generate_config(self.pool, "unused")
         except ValidationError as error:
-            problem = error.errors()[0]
-            key = ".".join(["generate", *(str(part) for part in problem["loc"])])
-            if problem["type"] == "extra_forbidden":
-                raise ValueError(f"unknown key {key!r}") from None
-            raise ValueError(f"{key}: {problem['msg'].removeprefix('Value error, ')}") from None
+            raise ValueError(explain(GenerateConfig, self.generate, error, "generate.")) from None
         if f"{self.pool}/".startswith(f"{self.table}/") or f"{self.table}/".startswith(f"{self.pool}/"):
             raise ValueError("pool and table lie in one another: the samples would be read as normals")
         return self

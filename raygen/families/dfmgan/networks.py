@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raygen.config import check_switches
+from raygen.config import check_fields
 from raygen.families.stylegan2.networks import (
     Backbone,
     Discriminator,
@@ -72,7 +72,7 @@ class DFMGANConfig:
     place_map: bool = False
 
     def __post_init__(self) -> None:
-        check_switches(self)
+        check_fields(self)
         if self.num_types < 1:
             raise ValueError(f"num_types must be at least 1, not {self.num_types}")
         if self.start and self.start not in self.backbone.resolutions[1:]:

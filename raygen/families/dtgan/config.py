@@ -4,37 +4,37 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from raygen.config import Config
+from raygen.config import Beta, Config, Weight
 from raygen.families.recipes import Balance, TrainingConfig
 
 
 class LossConfig(Config):
     """The weights of equation 8 and how they are used; the defaults are the paper's (all 1 for SDI)."""
 
-    adversarial: float = 1.0
-    style_content: float = 1.0
-    diversity: float = 1.0
+    adversarial: Weight = 1.0
+    style_content: Weight = 1.0
+    diversity: Weight = 1.0
     """At its height; see `diversity_at`."""
-    cycle: float = 1.0
-    content_consistency: float = 1.0
-    foreground_class: float = 1.0
-    background_class: float = 1.0
+    cycle: Weight = 1.0
+    content_consistency: Weight = 1.0
+    foreground_class: Weight = 1.0
+    background_class: Weight = 1.0
     classify_fakes: bool = True
     """Whether D's classifiers learn from fakes, too, under their wanted names, as equations 6 and 7 have it; or
     from real images alone, so that they tell G when what it makes is not that yet."""
-    layer: float = 0.0
+    layer: Weight = 0.0
     """Where a photo's mask is known: |B(x) - h| + |F(E(x)) - (x - h)|, h the photo with its defect filled in; and
     the like of the photo with its defect turned over, bright for dark, of which F gets the style alone."""
-    codes: float = 0.0
+    codes: Weight = 0.0
     """M against a discriminator that tells its codes from those that E reads off real defects."""
     codes_steps: Annotated[int, Field(ge=1)] = 1
     """Such steps in an iteration after the head start, each on latents of its own; they cost little."""
-    codes_r1: float = 0.05
+    codes_r1: Weight = 0.05
     """R1 of that discriminator."""
     detach_codes: bool = False
     """Whether the codes that equations 2 and 5 ask for are given. Otherwise M and E can satisfy both by making
     contents small, which AdaIN hides from the images."""
-    r1: float = 1.0
+    r1: Weight = 1.0
     r1_every: Annotated[int, Field(ge=1)] = 1
     """R1 is computed every so many iterations, and weighs so much more then."""
     diversity_reduction: Literal["sum", "mean"] = "sum"
@@ -64,7 +64,7 @@ class OptimizerConfig(Config):
     """Meant for 100,000 iterations; short trainings want 1e-5 to 1e-4."""
     encoder_lr: Annotated[float, Field(gt=0)] = 1e-4
     discriminator_lr: Annotated[float, Field(gt=0)] = 1e-4
-    betas: tuple[float, float] = (0.0, 0.99)
+    betas: tuple[Beta, Beta] = (0.0, 0.99)
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     encoder_on_references: bool = False
     """Whether the reference-guided step trains E too, or, as in StarGAN v2, G alone."""

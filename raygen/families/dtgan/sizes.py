@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from raygen.config import check_switches
+from raygen.config import check_fields
 
 NORMAL = 0
 """The foreground domain of defect-free images: the anchor, whose content is zero."""
@@ -84,7 +84,7 @@ class DTGANConfig:
             if not held:
                 raise ValueError(f"{name} must be {want}, not {getattr(self, name)!r}")
 
-        check_switches(self)
+        check_fields(self)
         require(self.image_size in (32, 64, 128, 256, 512), "image_size", "a power of two in 32..512")
         require(self.channels in (1, 3), "channels", "1 or 3")
         require(self.num_products >= 1, "num_products", "at least 1")

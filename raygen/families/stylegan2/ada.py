@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from raygen.config import check_switches
+from raygen.config import check_fields
 from raygen.families.blocks import sent
 
 NUM_DRAWS = 21
@@ -91,7 +91,7 @@ class AugmentConfig:
     saturation_std: float = 1.0
 
     def __post_init__(self) -> None:
-        check_switches(self)
+        check_fields(self)
         for name, value in asdict(self).items():
             if not value >= 0:
                 raise ValueError(f"{name} must be at least 0, not {value!r}")

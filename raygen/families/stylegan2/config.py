@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from raygen.config import Config, Place
+from raygen.config import Beta, Config, Place
 from raygen.families.recipes import TrainingConfig, named
 
 
@@ -32,7 +32,7 @@ class GANTrainConfig(TrainingConfig):
     handedness."""
     lr: Annotated[float, Field(gt=0)] = 2.5e-3
     """Of Adam, for all networks."""
-    betas: tuple[float, float] = (0.0, 0.99)
+    betas: tuple[Beta, Beta] = (0.0, 0.99)
     r1_gamma: Annotated[float, Field(ge=0)] | None = None
     """Weight of R1, for all discriminators. Default: 0.0002 · image_size² / batch."""
     r1_every: Annotated[int, Field(ge=1)] = 16

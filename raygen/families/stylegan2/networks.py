@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raygen.config import check_fields
 from raygen.families.blocks import linear_by_row, one_hot
 
 FILTER = (1 / 8, 3 / 8, 3 / 8, 1 / 8)
@@ -64,6 +65,7 @@ class StyleGAN2Config:
     group: int = 4
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.image_size not in (32, 64, 128, 256, 512):
             raise ValueError(f"image_size must be a power of two in 32..512, not {self.image_size}")
         if self.channels not in (1, 3):
