@@ -3,12 +3,17 @@
 Exit codes: 0 done, or nothing to do; 1 a bug (with its traceback); 2 a wrong config, pool, output or checkpoint;
 3 a promise that cannot be kept (too many bad normals, a gate's shortfall, an incomplete or damaged run, an audit
 that fails); 4 another refresh works on the table, or took it over; 5 storage did not answer: the same command goes
-on later; 130 stopped by Ctrl-C.
+on later; 130 stopped by Ctrl-C, 143 by `ray job stop` or another SIGTERM.
 """
 
 import argparse
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 from raygen.errors import LeaseError, PromiseError, UserError
 
@@ -17,14 +22,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     args = _parser().parse_args(argv)
     try:
-        args.run(args)
+        with _stopped_by_sigterm():
+            args.run(args)
     except (UserError, PromiseError, LeaseError) as error:
         print(f"raygen: {error}", file=sys.stderr)
         return error.exit_code
+    except _Terminated:
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
-        print("raygen: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        print(_STOPPED, file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
+
+
+_STOPPED = "raygen: stopped; the same command goes on from here"
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: as Ctrl-C, but for the exit code."""
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Lets a command end by SIGTERM as by Ctrl-C. It says so at once: who sends it may not wait for the end."""
+
+    def stop(_: int, __: FrameType | None) -> None:
+        os.write(2, f"{_STOPPED}\n".encode())  # a print may be under way, and would not take another
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 _EXAMPLES = {

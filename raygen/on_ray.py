@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -96,6 +98,7 @@ def connected(dashboard: bool = False) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     if "RAY_ADDRESS" in os.environ:
         ray.init(address="auto", log_to_driver=True)
     else:
@@ -107,6 +110,8 @@ def connected(dashboard: bool = False) -> Iterator[None]:
             include_dashboard=dashboard,
             logging_level=logging.WARNING,
         )
+    if on_sigterm and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there
     try:
         yield
     finally:

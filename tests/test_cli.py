@@ -1,8 +1,10 @@
 """What a user meets at the command line: one clear line, and an exit code that scripts can trust."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -47,7 +49,7 @@ def test_users_errors_before_any_work(prepared: Path, capsys: pytest.CaptureFixt
     assert "no images there" in generate(pool=str(prepared / "nothing"))
     assert "no checkpoint there" in generate(checkpoint=str(prepared / "nothing"))
     (prepared / "file").touch()
-    assert f"output: {prepared}/file/" in generate(output=str(prepared / "file"))
+    assert f"output: {prepared}/file: " in generate(output=str(prepared / "file"))
     assert "'dents' is unknown" in generate(defect_types='["dents"]')
     assert "not gs://" in generate(pool="gs://bucket/pool")
     weights = f"{prepared}/checkpoint/{GENERATOR}"
@@ -91,6 +93,15 @@ def test_ctrl_c_and_bugs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     monkeypatch.setattr("raygen.cli._verify", interrupt)
     assert main(["verify", "x"]) == 130
     assert "the same command goes on from here" in capsys.readouterr().err
+
+    def terminate(_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    monkeypatch.setattr("raygen.cli._verify", terminate)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["verify", "x"]) == 143
+    assert signal.getsignal(signal.SIGTERM) == before
     monkeypatch.setattr("raygen.cli._verify", bug)
     with pytest.raises(ZeroDivisionError):  # ours to mend: it crashes loudly
         main(["verify", "x"])
@@ -99,7 +110,7 @@ def test_ctrl_c_and_bugs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 def test_warnings_are_loud(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_pool(str(prepared / "pool" / "glass"), 1)  # glass/brushed_metal/…: the product is glass
     write_checkpoint(str(prepared / "checkpoint"), images_seen=0)
-    assert main(["generate", *settings(prepared), "--dry-run"]) == 0
+    assert main(["generate", *settings(prepared), "--set", "strict_products=false", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "WARNING: glass: not among the products" in said
     assert "untrained" in said
