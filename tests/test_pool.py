@@ -2,6 +2,7 @@
 
 import io
 import itertools
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -192,12 +193,34 @@ def test_manifests_that_are_wrong(tmp_path) -> None:
     for uris, message in (
         ([1, 2], "its uri column holds int64, not text"),
         ([["a.png"]], "its uri column holds list<.*>, not text"),
+        ([b"a.png"], "its uri column holds binary, not text"),
         (["a\0b.png"], r"'a\\x00b.png' holds signs that no file's name has"),
         (["b.parquet#x"], "'b.parquet#x' names no row; write file.parquet#17"),
     ):
         put_parquet(str(tmp_path / "m.parquet"), pa.table({"uri": uris, "product": ["p"] * len(uris)}))
         with pytest.raises(UserError, match=message):
             list(index_pool(str(tmp_path / "m.parquet")))
+    storage.put(pool, b"uri,product,uri\na.png,x,b.png\n")
+    with pytest.raises(UserError, match="has 2 columns uri; keep one"):
+        list(index_pool(pool))
+    for column in ({"product": [["p"]]}, {"product": ["p"], "etag": [0.5]}):
+        put_parquet(str(tmp_path / "m.parquet"), pa.table({"uri": ["a.png"], **column}))
+        with pytest.raises(UserError, match=r"its (product|etag) column holds .*, not text"):
+            list(index_pool(str(tmp_path / "m.parquet")))
+
+
+def test_a_manifest_of_categories_and_numbers(tmp_path: Path) -> None:
+    """As data frames write them."""
+    columns = {
+        "uri": pa.array(["a.png", "b.png"]).dictionary_encode(),
+        "product": pa.array([7, 7], pa.int16()),
+        "etag": pa.array(["x", None]).dictionary_encode(),
+    }
+    manifest = str(tmp_path / "pool.parquet")
+    put_parquet(manifest, pa.table(columns))
+    normals = list(index_pool(manifest))
+    assert [(normal.product, normal.etag) for normal in normals] == [("7", "x"), ("7", None)]
+    assert normals[1].uri == str(tmp_path / "b.png")
     put_parquet(str(tmp_path / "folder" / "m.parquet"), pa.table({"uri": ["a.png"], "product": ["x"]}))
     with pytest.raises(UserError, match="name a manifest itself as the pool"):
         list(index_pool(str(tmp_path / "folder")))

@@ -147,12 +147,7 @@ def _index_manifest(manifest_uri: str, table: pa.Table, product: str | None) -> 
     """A table with `uri`, `product` and, where reads shall be conditional, `etag`."""
     if "uri" not in table.column_names or ("product" not in table.column_names and product is None):
         raise UserError(f"pool {manifest_uri}: needs the columns uri and product, has {table.column_names}")
-    if not pa.types.is_string(table.schema.field("uri").type) and not pa.types.is_large_string(
-        table.schema.field("uri").type
-    ):
-        raise UserError(
-            f"pool {manifest_uri}: its uri column holds {table.schema.field('uri').type}, not text"
-        )
+    table = _as_text(table, manifest_uri)
     base_uri = manifest_uri.rpartition("/")[0] or "."
     seen: set[str] = set()
     for batch in table.to_batches():
@@ -165,6 +160,23 @@ def _index_manifest(manifest_uri: str, table: pa.Table, product: str | None) -> 
                 raise UserError(f"pool {manifest_uri}: {uri} stands in it twice; keep one row per normal")
             seen.add(place)
             yield Normal(uri, of, -1, etag or None)
+
+
+def _as_text(table: pa.Table, manifest_uri: str) -> pa.Table:
+    """A manifest's `uri`, `product` and `etag`, all of them strings: a column may be dictionary-encoded, as a data
+    frame's categories are, and products and etags may be numbers."""
+    columns = {}
+    for name in ("uri", "product", "etag"):
+        if (count := table.column_names.count(name)) > 1:
+            raise UserError(f"pool {manifest_uri}: has {count} columns {name}; keep one")
+        if count:
+            column = table.column(name)
+            kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+            may_be_number = name != "uri" and pa.types.is_integer(kind)
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or may_be_number):
+                raise UserError(f"pool {manifest_uri}: its {name} column holds {column.type}, not text")
+            columns[name] = column.cast(kind).cast(pa.large_string())
+    return pa.table(columns)
 
 
 def _uri_of(name: str | None, base_uri: str, manifest_uri: str) -> str:
