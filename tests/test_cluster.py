@@ -308,6 +308,10 @@ def test_the_cluster() -> None:
         (container,) = template["spec"]["containers"]
         assert container["envFrom"] == [{"secretRef": {"name": "raygen-s3"}}]
         assert container["image"] == "registry.example.com/raygen:0.1"
+        assert template["spec"]["securityContext"]["runAsNonRoot"]
+        assert template["spec"]["securityContext"]["runAsUser"] > 0
+        assert not container["securityContext"]["allowPrivilegeEscalation"]
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     (worker,) = group["template"]["spec"]["containers"]
     assert worker["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert int(worker["resources"]["limits"]["cpu"]) >= 2
