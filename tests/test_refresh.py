@@ -26,7 +26,7 @@ from raygen.publish.refresh import refresh
 from raygen.publish.report import RefreshReport
 from raygen.publish.state import LEASE, PENDING, REPORT, put_table
 from raygen.publish.table import open_table
-from raygen.publish.versions import rollback
+from raygen.publish.versions import rollback, vacuum
 
 PROVENANCE = ["run_id", "shard"]  # in which run and shard a sample was made: the one thing that may differ
 GENERATE = {"normals_per_shard": 5}
@@ -164,9 +164,8 @@ def test_seven_nights(
     report = night()
     assert (report.counts.new, report.counts.removed, report.version) == (1, 0, 5)
     expect(7, generated=25, version=5)
-    assert not list(storage.list_files(f"{config.table}/runs/{failed.night}")), (
-        "the failed night is cleared away"
-    )
+    left = f"{config.table}/runs/{failed.night}"
+    assert list(storage.list_files(left)), "the failed night can be looked at still"
 
     # Back to last night's data, and forth again.
     assert rollback(config.table, say=say_nothing) == 6
@@ -175,6 +174,10 @@ def test_seven_nights(
     report = night()
     assert (report.counts.new, report.version) == (1, 7)
     expect(8, generated=26, version=7)
+    after_seven = published(config)
+    vacuum(config.table, keep=100, say=say_nothing)
+    assert not list(storage.list_files(left)), "until a vacuum"
+    assert published(config) == after_seven
 
 
 def test_a_bad_normal_is_told_once(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from raygen.publish.report import RefreshReport, Status, compare_reports, descri
 from raygen.publish.state import (
     LEASE,
     PENDING,
+    REFUSED,
     REPORT,
     Night,
     delete_stale_nights,
@@ -298,6 +299,7 @@ class _Refresh:
         folder = ""
         if night is not None and made is not None:
             storage.put(self._uri(night, "refresh.json"), data)
+            storage.put(self._uri(night, REFUSED), b"")
             self._give_up(night, made)
             folder = f"look at {storage.join(self.config.table, night.run)}, " if made.manifest else ""
         for line in describe(report):

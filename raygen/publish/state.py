@@ -6,7 +6,8 @@
 {table}/_refresh/lease.json      who refreshes (see `raygen.publish.lease`)
 {table}/_refresh/pending         the night under way: after a crash, the next refresh finishes it first
 {table}/_refresh/{night}/        night.json, work.parquet, kept.parquet, leaving.parquet: what it is to do, frozen
-                                 before it begins; then scores.parquet, ledger.parquet, refresh.json, published
+                                 before it begins; then scores.parquet, ledger.parquet, refresh.json, published;
+                                 or refused, whose audit failed: it stays, to be looked at, until a vacuum
 {table}/_refresh/refresh.json    the last report
 
 Everything before the commit is written under names that follow from what the night is: an attempt that was cut off
@@ -30,6 +31,7 @@ LEASE = "_refresh/lease.json"
 PENDING = "_refresh/pending"
 REPORT = "_refresh/refresh.json"
 MARK = "published"  # a file in the folder of a night that was
+REFUSED = "refused"  # likewise, of one whose audit failed: it stays to be looked at
 
 
 class Night(BaseModel):
@@ -108,13 +110,15 @@ def delete_night(table_uri: str, night: str) -> None:
 
 
 def delete_stale_nights(table_uri: str) -> None:
-    """Deletes what nights left behind that were never published and never will be."""
+    """Deletes what nights left behind that were never published and never will be. Those that an audit refused are
+    for `vacuum` to delete."""
     table = existing_table(table_uri)
     nights = all_nights(table_uri)
     stale = {name for name in nights if not nights[name] and int(name.split("-")[0]) <= table.version}
     if stale:  # the mark may be missing: look at the log, and at the files
         stale -= set(filter(table.has_published, stale))
         stale -= {night for night in map(night_of, table.files()) if night}
+        stale = {night for night in stale if not storage.exists(f"{table_uri}/_refresh/{night}/{REFUSED}")}
     for night in sorted(stale):
         delete_night(table_uri, night)
 

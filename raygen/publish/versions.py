@@ -1,6 +1,6 @@
 """Older versions of a table: back to one of them, and the end of those that nobody keeps."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from raygen import storage
@@ -49,10 +49,13 @@ def rollback(table_uri: str, to: int | None = None, say: Say = print, lease_seco
         if to is None and (now := table.publication()) is not None:
             to = max((version for version in versions if version < now.content), default=None)
         if to not in versions:
-            known = ", ".join(str(version) for version in list(versions)[-8:]) or "none"
-            raise UserError(
-                f"{table_uri}: no version {'' if to is None else to} to go back to; there are: {known}"
+            known = (
+                f"there are: {', '.join(map(str, list(versions)[-8:]))}"
+                if versions
+                else "none is published yet"
             )
+            wanted = "no earlier version" if to is None else f"no version {to}"
+            raise UserError(f"{table_uri}: {wanted} to go back to; {known}")
         target = versions[to]
         if not storage.exists(storage.join(table_uri, target.ledger)):
             raise UserError(f"{table_uri}: version {to} was vacuumed; name a later one")
@@ -109,8 +112,14 @@ def vacuum(
         for start in range(0, 0 if is_dry_run else len(uris), _BATCH):
             lease.check()
             delete_all(uris[start : start + _BATCH])
+        left = f"versions {_last(kept)} can be read and restored"
         say(
-            f"{table_uri}: {len(uris):,} files {'would be' if is_dry_run else 'were'} deleted; versions "
-            f"{', '.join(map(str, list(kept)[-8:]))} can be read and restored"
+            f"{table_uri}: {len(uris):,} files {'would be' if is_dry_run else 'were'} deleted; "
+            f"{left if kept else 'no version is published yet'}"
         )
         return len(uris)
+
+
+def _last(versions: Iterable[int]) -> str:
+    """The newest few, for a message."""
+    return ", ".join(map(str, list(versions)[-8:]))
