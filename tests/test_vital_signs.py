@@ -357,10 +357,13 @@ def test_every_rung_has_the_signs_that_it_can_have(photos: DefectSet, rung: str)
 def test_nothing_is_told_while_d_alone_learns(photos: DefectSet) -> None:
     run, _ = draft(recipe(), vars(SIZES), photos)
     trainer = DTGANTrainer(recipe(), run)
-    training = trainer.start(CPU)
+    training, objectives = trainer.start(CPU), []
     for seen, told in ((4, False), (6, True)):
         training.images_seen = seen
         assert bool(trainer.vital_signs(training, *learning_and_judged(photos))) == told
+        objectives.append(trainer.validate(training, learning_and_judged(photos)[1])["objective"])
+    # M has learned nothing until then, so that none of those checkpoints shall be the best.
+    assert objectives[0] - objectives[1] == pytest.approx(10, rel=1e-6)
 
 
 def test_a_stylegan2_that_ignores_z_is_told(defects: str) -> None:

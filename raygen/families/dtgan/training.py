@@ -85,7 +85,8 @@ class DTGANTrainer:
     def validate(self, training: Training, judged: DefectSet) -> dict[str, float]:
         """G's terms without their games (adversarial, diversity) on a fixed set of translations, by the averaged
         weights: each, by its name. And `objective`: the kernel distance of drawn defects from real ones, a mean
-        over the defect types and modes. (The terms are no objective: codes that collapse satisfy most.)"""
+        over the defect types and modes, and 10 more in the head start: M learns nothing in it, so that none of its
+        checkpoints is the best. (The terms are no objective: codes that collapse satisfy most.)"""
         average = training.average
         make = self._maker(judged, in_memory=False, augment=False)
         device = next(average.mapping.parameters()).device
@@ -99,10 +100,14 @@ class DTGANTrainer:
                 for name, term in terms.items():
                     sums[f"{mode}/{name}"] += term.item()
         terms = {name: value * size / NUM_VALIDATION for name, value in sums.items()}
-        return {**terms, "objective": distance_from_real(average, judged, self.sizes, self.config.seed)}
+        distance = distance_from_real(average, judged, self.sizes, self.config.seed)
+        return {**terms, "objective": distance + 10 * self._is_in_head_start(training)}
+
+    def _is_in_head_start(self, training: Training) -> bool:
+        return training.images_seen <= self.config.optimizer.head_start
 
     def vital_signs(self, training: Training, learning: DefectSet, judged: DefectSet) -> Signs:
-        if training.images_seen <= self.config.optimizer.head_start:
+        if self._is_in_head_start(training):
             return {}  # D has judged nothing yet
         return vital_signs(training, learning, judged, self.sizes, self.config.seed)
 
