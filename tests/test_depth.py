@@ -241,7 +241,13 @@ def test_what_all_files_say_goes_before_what_they_hold() -> None:
 
 def config_of(folder: Path | str, **changes) -> GenerateConfig:
     return GenerateConfig(
-        **{"pool": f"{folder}/pool", "checkpoint": CHECKPOINT, "output": f"{folder}/run", **changes}
+        **{
+            "pool": f"{folder}/pool",
+            "checkpoint": CHECKPOINT,  # of surfaces, not of steel
+            "strict_products": False,
+            "output": f"{folder}/run",
+            **changes,
+        }
     )
 
 

@@ -16,6 +16,7 @@ LAYERS = [
     {
         "accelerator",
         "errors",
+        "explain",
         "records",
         "images",
         "storage",
