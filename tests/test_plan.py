@@ -100,7 +100,7 @@ def test_products_that_the_checkpoint_has_not_seen(tmp_path) -> None:
         open_run(strict, checkpoint)
     assert read_run(strict.output) is None  # nothing was begun
     tolerant = config_of(str(tmp_path), checkpoint=strict.checkpoint, strict_products=False)
-    assert unseen_products(open_run(tolerant, checkpoint), checkpoint) == ["glass", "woven_fabrik"]
+    assert unseen_products(open_run(tolerant, checkpoint).products, checkpoint) == ["glass", "woven_fabrik"]
 
 
 def test_requests_that_the_checkpoint_cannot_meet(tmp_path) -> None:

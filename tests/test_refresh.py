@@ -180,6 +180,19 @@ def test_seven_nights(
     assert published(config) == after_seven
 
 
+def test_a_product_that_the_checkpoint_has_not_seen_stops_the_night(tmp_path: Path) -> None:
+    uris = write_pool(f"{tmp_path}/pool", 1)
+    write_checkpoint(f"{tmp_path}/checkpoint", references_at=f"{tmp_path}/references/")
+    config = config_of(str(tmp_path))
+    refresh(config, say_nothing, InProcess())
+    stray = f"{tmp_path}/pool/woven_fabrik/1.png"
+    storage.put(stray, storage.read(uris[1]))
+    with pytest.raises(UserError, match=r"pool .*/pool: woven_fabrik \(did you mean 'woven_fabric'\?\)"):
+        refresh(config, say_nothing, InProcess())
+    storage.delete(stray)
+    assert refresh(config, say_nothing, InProcess()).status == "nothing to do"
+
+
 def test_a_bad_normal_is_told_once(tmp_path: Path) -> None:
     write_pool(f"{tmp_path}/pool", 3)
     config = config_of(str(tmp_path), checkpoint="null:32x1", generate={**GENERATE, "max_reject_rate": 0.1})

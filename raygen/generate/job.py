@@ -113,7 +113,7 @@ def _say_what(config: GenerateConfig, run: Run, checkpoint: Checkpoint, say: Cal
         )
     for warning in family_of(checkpoint).warnings(checkpoint, config) + judge_warnings(config, run):
         say(f"WARNING: {warning}")
-    if unseen := unseen_products(run, checkpoint):
+    if unseen := unseen_products(run.products, checkpoint):
         say(
             f"WARNING: {', '.join(unseen)}: not among the products the checkpoint has seen "
             f"({', '.join(checkpoint.config.products)}); look at the samples before you use them"

@@ -112,14 +112,19 @@ def draft_run(
         versions=versions(),
     )
     _check_references(config, checkpoint, run)
-    if config.strict_products and (unseen := unseen_products(run, checkpoint)):
+    refuse_unseen(config, run.products, checkpoint)
+    return run
+
+
+def refuse_unseen(config: GenerateConfig, products: Iterable[str], checkpoint: Checkpoint) -> None:
+    """Raises UserError if the checkpoint has not seen one of a pool's products, unless the recipe allows it."""
+    if config.strict_products and (unseen := unseen_products(products, checkpoint)):
         known = checkpoint.config.products
         named = ", ".join(name + did_you_mean(name, known) for name in unseen)
         raise UserError(
             f"pool {config.pool}: {named}: not among the checkpoint's products ({', '.join(known)}); mend the "
             "names, train on them, or set strict_products = false"
         )
-    return run
 
 
 def _learned(config: GenerateConfig, checkpoint: Checkpoint) -> bytes | None:
@@ -243,10 +248,10 @@ def _check_references(config: GenerateConfig, checkpoint: Checkpoint, run: Run) 
                 )
 
 
-def unseen_products(run: Run, checkpoint: Checkpoint) -> list[str]:
-    """The products of a run's pool that the checkpoint was not trained on (compared without case)."""
+def unseen_products(products: Iterable[str], checkpoint: Checkpoint) -> list[str]:
+    """Those of a pool's products that the checkpoint was not trained on (compared without case)."""
     seen = {name.casefold() for name in checkpoint.config.products}
-    return [name for name in run.products if name.casefold() not in seen] if seen else []
+    return [name for name in products if name.casefold() not in seen] if seen else []
 
 
 def versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ from raygen.data.pixel_ranges import PixelRanges
 from raygen.data.pool import Normal
 from raygen.errors import UserError
 from raygen.generate.config import GenerateConfig
+from raygen.generate.plan import refuse_unseen
 from raygen.publish.arrow import pc
 from raygen.publish.changes import LEDGER_SCHEMA, Change, compare, keys_of, list_pool, read_ledger
 from raygen.publish.config import RefreshConfig
@@ -42,6 +43,8 @@ def look(
     pool = list_pool(recipe, checkpoint.config.products, say)
     keys = keys_of(recipe, checkpoint, sorted(pc.unique(pool["product"]).to_pylist()))
     change = compare(pool, ledger, keys, config.policy)
+    # Before the night is frozen: a frozen one is gone on with.
+    refuse_unseen(recipe, sorted(pc.unique(change.work["product"]).to_pylist()), checkpoint)
     _refuse_unclear_depths(recipe, change.work)
     return keys, change
 
