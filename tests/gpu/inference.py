@@ -198,7 +198,8 @@ def is_fast(
             0, 256, (2 * size, shape.image_size, shape.image_size, shape.channels), np.uint8
         )
         variants = [(name, masks, False) for name in ("float32", "bfloat16") for masks in (False, True)]
-        if clock.allows(_COMPILING, f"{preset}, {size} rows, compiled"):
+        can_compile = device.type == "cuda" and shutil.which("g++")
+        if can_compile and clock.allows(_COMPILING, f"{preset}, {size} rows, compiled"):
             variants.append(("bfloat16", True, True))
         for precision, masks, compiles in variants:
             settings = {"micro_batch": size, "precision": precision, "masks": masks, "compile": compiles}
