@@ -1,5 +1,6 @@
 """What the generators of trained checkpoints share: how often a host waits, and networks that are compiled."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def test_a_micro_batch_comes_back_at_once(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 @pytest.mark.filterwarnings(
     "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"
 )  # torch's own
