@@ -110,7 +110,7 @@ def connected(dashboard: bool = False) -> Iterator[None]:
             include_dashboard=dashboard,
             logging_level=logging.WARNING,
         )
-    if on_sigterm and threading.current_thread() is threading.main_thread():
+    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there
     try:
         yield

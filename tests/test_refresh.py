@@ -25,7 +25,7 @@ from raygen.publish.lease import Lease
 from raygen.publish.refresh import refresh
 from raygen.publish.report import RefreshReport
 from raygen.publish.state import LEASE, PENDING, REPORT, put_table
-from raygen.publish.table import open_table
+from raygen.publish.table import create_table, open_table
 from raygen.publish.versions import rollback, vacuum
 
 PROVENANCE = ["run_id", "shard"]  # in which run and shard a sample was made: the one thing that may differ
@@ -178,6 +178,15 @@ def test_seven_nights(
     vacuum(config.table, keep=100, say=say_nothing)
     assert not list(storage.list_files(left)), "until a vacuum"
     assert published(config) == after_seven
+
+
+def test_a_table_without_versions_says_so(tmp_path: Path) -> None:
+    table = create_table(str(tmp_path / "table"))
+    with pytest.raises(UserError, match="no earlier version to go back to; none is published yet"):
+        rollback(table.uri, say=say_nothing)
+    said: list[str] = []
+    assert vacuum(table.uri, say=said.append) == 0
+    assert said == [f"{table.uri}: 0 files were deleted; no version is published yet"]
 
 
 def test_a_product_that_the_checkpoint_has_not_seen_stops_the_night(tmp_path: Path) -> None:

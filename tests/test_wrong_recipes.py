@@ -63,7 +63,9 @@ def test_wrong_values_are_one_line(kind: type[Config]) -> None:
                 assert key[0] in said or "in one another" in said or "wants" in said, (key, value, said)
             else:
                 taken += 1
-                json.dumps(config.model_dump(mode="json"), allow_nan="Any" in str(key))
+                json.dumps(
+                    config.model_dump(mode="json"), allow_nan=False
+                )  # what is taken can be written down
     assert 0.02 < taken / tried < 0.5
 
 

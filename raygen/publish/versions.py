@@ -49,11 +49,7 @@ def rollback(table_uri: str, to: int | None = None, say: Say = print, lease_seco
         if to is None and (now := table.publication()) is not None:
             to = max((version for version in versions if version < now.content), default=None)
         if to not in versions:
-            known = (
-                f"there are: {', '.join(map(str, list(versions)[-8:]))}"
-                if versions
-                else "none is published yet"
-            )
+            known = f"there are: {_last(versions)}" if versions else "none is published yet"
             wanted = "no earlier version" if to is None else f"no version {to}"
             raise UserError(f"{table_uri}: {wanted} to go back to; {known}")
         target = versions[to]
