@@ -5,12 +5,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayTaskError
 
 from raygen import storage
 from raygen.resources import Resources
@@ -22,6 +23,10 @@ ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
 }
+
+
+A = TypeVar("A")
+R = TypeVar("R")
 
 
 class Stage(NamedTuple):
@@ -65,6 +70,21 @@ def chain_stages(
             num_cpus=resources.cpus_per_task,
         )
     )
+
+
+def map_tasks(function: Callable[[A], R], items: Iterable[A]) -> list[R]:
+    """One task an item; the results in their order. What a task raises is raised here as it is."""
+    shared = ray.put(function)
+    tasks = [_call.remote(shared, item) for item in items]
+    try:
+        return ray.get(tasks)
+    except RayTaskError as error:
+        raise error.cause from None
+
+
+@ray.remote(num_cpus=1, max_retries=3)
+def _call(function: Any, item: Any) -> Any:
+    return function(item)
 
 
 def living_nodes() -> list[dict[str, float]]:

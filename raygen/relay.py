@@ -1,4 +1,4 @@
-"""Users' errors as data: what a stage of a Ray Data chain cannot do travels down the chain as a row."""
+"""Rows that are settled travel down a Ray Data chain as they are: users' errors, and what was found done."""
 
 import functools
 from collections.abc import Callable
@@ -11,16 +11,19 @@ from raygen.errors import UserError
 
 P = ParamSpec("P")
 
+_SETTLED = {"error", "done"}
+
 Stage = Callable[Concatenate[pa.Table, P], pa.Table]
 
 
 def tells(stage: Stage[P]) -> Stage[P]:
-    """Lets a stage's UserError travel down the chain as a row of its own, to be raised by the driver: raised in a
-    task, it would reach the user as pages of Ray's tracebacks."""
+    """Lets a stage's UserError travel down the chain as a row of its own, `error`, to be raised by the driver:
+    raised in a task, it would reach the user as pages of Ray's tracebacks. A row that is settled already, by such
+    an error or by what is `done`, passes the stage by."""
 
     @functools.wraps(stage)
     def wrapped(batch: pa.Table, *args: P.args, **kwargs: P.kwargs) -> pa.Table:
-        if "error" in batch.column_names:
+        if _SETTLED.intersection(batch.column_names):
             return batch
         try:
             return stage(batch, *args, **kwargs)

@@ -229,8 +229,10 @@ def write_run(config: GenerateConfig) -> Manifest:
     stats = []
     for shard in range(run.num_shards):
         normals = read_shard(pa.table({"shard": [shard]}), config, run)
-        written = write_shard(actor.generate(normals), config, run)
-        stats.append(ShardStats.model_validate_json(written["stats"][0].as_py()))
+        (row,) = write_shard(actor(normals), config, run).to_pylist()
+        if row.get("error"):
+            raise UserError(row["error"])
+        stats.append(ShardStats.model_validate_json(row.get("done") or row["stats"]))
     return write_manifest(config.output, run.run_id, stats)
 
 

@@ -66,8 +66,33 @@ def test_every_normal_is_sorted_as_by_hand(seed: int, policy: Policy) -> None:
     assert change.kept.to_pylist() == [row for row in ledger.to_pylist() if row["uri"] in kept]
     assert change.leaving.to_pylist() == [row for row in ledger.to_pylist() if row["uri"] not in kept]
     removed = len(held.keys() - {row["uri"] for row in pool.to_pylist()})
-    assert change.counts.model_dump() == {"listed": len(pool), **counts, "removed": removed}
+    wanted = {"listed": len(pool), **counts, "removed": removed, "lingering": 0}
+    assert change.counts.model_dump() == wanted
     assert change.counts.work == len(work)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_what_is_gone_lingers_where_its_file_is_not_worth_writing_anew(seed: int) -> None:
+    """As by hand; and all else is sorted as ever."""
+    pool, ledger, keys = random_case(seed)
+    at_once = compare(pool, ledger, keys, "regenerate")
+    listed = set(pool["uri"].to_pylist())
+    for max_gone in (0.2, 0.5, 0.99):
+        change = compare(pool, ledger, keys, "regenerate", max_gone)
+        of_file: dict[str, list[str]] = {}
+        for row in ledger.to_pylist():
+            of_file.setdefault(row["file"], []).append(row["uri"])
+        leaving = set(at_once.leaving["uri"].to_pylist())
+        lingering = set()
+        for file, uris in of_file.items():
+            gone = [uri for uri in uris if uri not in listed]
+            if file and not leaving - set(gone) & set(uris) and len(gone) <= max_gone * len(uris):
+                lingering |= set(gone)
+        assert set(change.leaving["uri"].to_pylist()) == leaving - lingering
+        assert change.counts.lingering == len(lingering)
+        assert change.counts.removed == at_once.counts.removed - len(lingering)
+        assert len(change.kept) == change.counts.held
+        assert change.work == at_once.work
 
 
 def test_one_percent_of_new_normals_is_one_percent_of_work() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 from factories import InProcess, bad_files, write_checkpoint, write_pool, write_run
@@ -476,6 +477,61 @@ def test_a_recipe_that_cuts_other_shards_makes_nothing_anew(tmp_path: Path) -> N
     changed = config_of(str(tmp_path), checkpoint="null:32x1", generate={"seed": 3})
     report = refresh(changed, say_nothing, InProcess())
     assert (report.counts.outdated, report.counts.kept, report.samples) == (5, 0, 20)
+
+
+def test_small_nights_make_no_small_files_for_long(tmp_path: Path) -> None:
+    """Forty nights of one normal each: never more than a few small files, each sample once, no row other than from
+    scratch; older versions stay readable."""
+    write_pool(f"{tmp_path}/all", 15)
+    uris = [entry.uri for entry in storage.list_files(f"{tmp_path}/all")][:40]
+    config = config_of(str(tmp_path), checkpoint="null:32x1", compact_files=4)
+    full, before, written = 5 * 4, [], 0
+    for number, uri in enumerate(uris, 1):
+        storage.put(uri.replace("/all/", "/pool/"), storage.read(uri))
+        report = refresh(config, say_nothing, InProcess())
+        table = open_table(config.table)
+        assert table is not None
+        assert sum(table.files().values()) == report.samples == 4 * number
+        assert sum(count < full / 2 for count in table.files().values()) <= 4
+        assert max(table.files().values()) <= full
+        written += report.files_rewritten
+        before.append(published(config))
+    assert before[-1] == from_scratch(config, f"{tmp_path}/scratch")
+    assert written <= 2 * len(uris), "files are written anew a few times in their lives"
+    assert published(config, version=20) == before[19]
+
+
+def test_strewn_removals_write_nothing_until_they_are_worth_it(tmp_path: Path) -> None:
+    uris = write_pool(f"{tmp_path}/pool", 5)  # fifteen, in three files
+    config = config_of(str(tmp_path), checkpoint="null:32x1", max_gone=0.2)
+    refresh(config, say_nothing, InProcess())
+    by_file = {path: set(published_normals(config, path)) for path in files_of(config)}
+    first, second, third = by_file.values()
+    gone = [sorted(normals)[0] for normals in (first, second, third)]
+    for uri in gone:  # a fifth of each file
+        storage.delete(uri)
+    lines: list[str] = []
+    report = refresh(config, lines.append, InProcess())
+    assert (report.status, report.counts.lingering, report.samples) == ("nothing to do", 3, 60)
+    assert "0 gone, and of 3 more samples stay (max_gone)" in "\n".join(lines)
+    assert files_of(config).keys() == by_file.keys()
+    storage.delete(sorted(first)[1])  # two fifths of one
+    report = refresh(config, say_nothing, InProcess())
+    assert (report.counts.removed, report.counts.lingering, report.files_rewritten) == (2, 2, 1)
+    assert report.samples == 60 - 2 * 4
+    refresh(config.model_copy(update={"max_gone": 0.0}), say_nothing, InProcess())
+    assert published(config) == from_scratch(config, f"{tmp_path}/scratch")
+    assert len(uris) == 15
+
+
+def files_of(config: RefreshConfig) -> dict[str, int]:
+    table = open_table(config.table)
+    assert table is not None
+    return table.files()
+
+
+def published_normals(config: RefreshConfig, path: str) -> list[str]:
+    return pq.read_table(f"{config.table}/{path}", columns=["normal_uri"])["normal_uri"].to_pylist()
 
 
 @pytest.mark.slow

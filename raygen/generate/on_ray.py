@@ -6,6 +6,7 @@ a row. The driver sees the stats of finished shards, never an image.
 """
 
 import functools
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -37,7 +38,9 @@ def run_shards(
 ) -> list[ShardStats]:
     """Makes the shards of a run that are not done yet; returns the stats of all.
 
-    Needs a running Ray. Whatever ends it, the shards that are done stay, and another call makes the rest.
+    Needs a running Ray. Whatever ends it, the shards that are done stay, and another call makes the rest. Jobs
+    that work on one output at once share its shards: each takes them in an order of its own, and leaves out those
+    that are done by the time.
 
     Raises:
         UserError: the cluster has no room for the chain.
@@ -47,6 +50,7 @@ def run_shards(
     done = done_shards(config.output)
     stats = read_stats(config.output, done)
     pending = [shard for shard in range(run.num_shards) if shard not in done]
+    random.shuffle(pending)  # two jobs that went by the number would do the same shards at the same time
     rejects = sum((Counter(shard.rejects) for shard in stats), Counter[str]())
     _check_rejects(rejects, config, run)
     _check_shortfall(stats, config)
@@ -61,8 +65,10 @@ def run_shards(
         compute = _sized(config, run, checkpoint, compute, nodes, pending, say)
     resources = plan_resources(compute, nodes, len(pending))
     say(f"{len(pending):,} of {run.num_shards:,} shards to do: {resources.describe(len(nodes))}")
+    num_others = 0
     try:
-        for finished in _stream(config, run, checkpoint, pending, resources):
+        for finished, by_another in _stream(config, run, checkpoint, pending, resources):
+            num_others += by_another
             stats.append(finished)
             rejects.update(finished.rejects)
             progress.add(
@@ -76,6 +82,8 @@ def run_shards(
         raise
     finally:
         progress.close()
+    if num_others:
+        say(f"{num_others:,} shards were made by another job on {config.output} meanwhile")
     return sorted(stats, key=lambda shard: shard.shard)
 
 
@@ -122,19 +130,20 @@ def _sized(
 
 def _stream(
     config: GenerateConfig, run: Run, checkpoint: Checkpoint, pending: list[int], resources: Resources
-) -> Iterator[ShardStats]:
-    """The chain; yields the stats of each shard as it is done, in no order."""
+) -> Iterator[tuple[ShardStats, bool]]:
+    """The chain; yields the stats of each shard as it is done, in no order, and whether another job made it."""
     prepare_data()
     for row in chain(config, run, checkpoint, pending, resources).iter_rows():
         if row.get("error"):
             raise UserError(row["error"])
-        yield ShardStats.model_validate_json(row["stats"])
+        found = row.get("done")
+        yield ShardStats.model_validate_json(found or row["stats"]), found is not None
 
 
 def chain(
     config: GenerateConfig, run: Run, checkpoint: Checkpoint, pending: list[int], resources: Resources
 ) -> ray.data.Dataset:
-    """The dataset of the pending shards, lazily: shard numbers in, `stats` (or `error`) out."""
+    """The dataset of the pending shards, lazily: shard numbers in, `stats` (or `done`, or `error`) out."""
     return chain_stages(
         [{"shard": shard} for shard in pending],
         read=Stage(read_shard, {"config": config, "run": run}),

@@ -53,7 +53,8 @@ def write_shard(
 ) -> ShardStats:
     """Writes a shard, then its rejects, then the stats that mark it done.
 
-    A shard that is done already is left as it is: a late twin of its task may have seen other inputs.
+    A shard that is done already is left as it is: a late twin of its task, or of another job, may have seen other
+    inputs. Of two that finish at once, the stats of one stand, and both return those.
 
     Args:
         output_uri: the run folder.
@@ -86,8 +87,9 @@ def write_shard(
         cells=encoded.cells,
         seconds={stage: round(value, 3) for stage, value in seconds.items()},
     )
-    storage.put(stats_uri(output_uri, shard), stats.model_dump_json(indent=1).encode())
-    return stats
+    if storage.put_if_absent(stats_uri(output_uri, shard), stats.model_dump_json(indent=1).encode()):
+        return stats
+    return read_shard_stats(output_uri, shard)
 
 
 def write_manifest(output_uri: str, run_id: str, stats: list[ShardStats]) -> Manifest:

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from raygen import images
+from raygen import images, storage
 from raygen.checkpoint import Checkpoint, load_checkpoint
 from raygen.data.pool import drawn_sha256, is_drawn, read_normals, seed_of
-from raygen.data.runs import Run
+from raygen.data.runs import Run, read_shard_stats, stats_uri
 from raygen.errors import UserError
 from raygen.families import load_generator, load_judge
 from raygen.families.family import DefectGenerator
@@ -100,9 +100,12 @@ def unpack(batch: pa.Table) -> Shard:
 
 @tells
 def read_shard(batch: pa.Table, config: GenerateConfig, run: Run) -> pa.Table:
-    """shard -> its normals, decoded (NORMAL_SCHEMA), and its rejects (REJECT_SCHEMA)."""
+    """shard -> its normals, decoded (NORMAL_SCHEMA), and its rejects (REJECT_SCHEMA); or, of one that another job
+    has made meanwhile, its stats as `done`, so that two jobs on one output share the work."""
     started = time.perf_counter()
     shard = batch["shard"][0].as_py()
+    if storage.exists(stats_uri(config.output, shard)):
+        return pa.table({"done": [read_shard_stats(config.output, shard).model_dump_json()]})
     normals, rejects = read_planned(read_plan(config.output, run, shard), config, run)
     return pack(
         shard=shard, normals=normals, rejects=rejects, seconds={"read": time.perf_counter() - started}

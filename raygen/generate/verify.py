@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import os
 from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
@@ -39,7 +40,8 @@ _REQUEST = ("defect_type", "mode", "k")
 
 
 def verify_run(output_uri: str, num_processes: int | None = None) -> Manifest:
-    """Checks a run folder against its plan, byte by byte and sample by sample.
+    """Checks a run folder against its plan, byte by byte and sample by sample: on the cluster that RAY_ADDRESS
+    names, as it does in a job, or on this machine's cores.
 
     That each sample stands exactly once follows shard by shard: the plan gives every normal to one shard, and a
     shard must hold exactly the samples of its normals, each under the id and seed that its row decides.
@@ -63,11 +65,8 @@ def verify_run(output_uri: str, num_processes: int | None = None) -> Manifest:
         )
     problems = _check_totals(output_uri, run, manifest)
     if not problems:
-        context = multiprocessing.get_context("spawn")  # a fork would share connections
-        num_processes = min(num_processes or os.cpu_count() or 1, len(manifest.shards))
-        with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
-            for found in pool.map(partial(verify_shard, output_uri, run), manifest.shards):
-                problems += found
+        for found in _map(partial(verify_shard, output_uri, run), manifest.shards, num_processes):
+            problems += found
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise PromiseError(
@@ -75,6 +74,21 @@ def verify_run(output_uri: str, num_processes: int | None = None) -> Manifest:
             f"{MANIFEST}, the .json of these shards and files that nobody knows, then run the same command again"
         )
     return manifest
+
+
+def _map(
+    check: Callable[[ShardStats], list[str]], shards: Sequence[ShardStats], num_processes: int | None
+) -> Iterable[list[str]]:
+    if "RAY_ADDRESS" in os.environ:
+        from raygen.on_ray import connected, map_tasks
+
+        with connected():
+            yield from map_tasks(check, shards)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would share connections
+    num_processes = min(num_processes or os.cpu_count() or 1, len(shards))
+    with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
+        yield from pool.map(check, shards)
 
 
 def _check_totals(output_uri: str, run: Run, manifest: Manifest) -> list[str]:

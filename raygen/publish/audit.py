@@ -118,7 +118,7 @@ def read_blocklist(uri: str | None) -> frozenset[str]:
 
 
 def _removed(config: AuditConfig, counts: Counts) -> Finding:
-    held = counts.removed + counts.kept + counts.changed + counts.outdated
+    held = counts.removed + counts.held + counts.changed + counts.outdated
     share = counts.removed / held if held else 0.0
     figures = f"{counts.removed:,} of the table's {held:,} normals leave ({share:.1%}"
     figures += f"; at most {config.max_removed:.1%})"

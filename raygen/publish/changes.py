@@ -57,7 +57,13 @@ class Counts(BaseModel):
     changed: int  # other bytes, or another product, under the same name
     outdated: int  # made by another checkpoint or recipe
     kept: int
-    removed: int  # in the table, and no more in the pool
+    removed: int  # no more in the pool: their samples leave the table
+    lingering: int = 0  # no more in the pool, but not worth writing their file anew yet: their samples stay
+
+    @property
+    def held(self) -> int:
+        """Normals of the table that stay in it as they are."""
+        return self.kept + self.lingering
 
     @property
     def work(self) -> int:
@@ -70,7 +76,7 @@ class Change(NamedTuple):
 
     counts: Counts
     work: pa.Table  # POOL_SCHEMA: to generate for, in the pool's order
-    kept: pa.Table  # LEDGER_SCHEMA: stays in the table as it is
+    kept: pa.Table  # LEDGER_SCHEMA: stays in the table as it is, lingering ones among them
     leaving: pa.Table  # LEDGER_SCHEMA: its samples leave the table
 
 
@@ -133,11 +139,13 @@ def _region(config: GenerateConfig, product: str) -> str:
     return ""
 
 
-def compare(pool: pa.Table, ledger: pa.Table, keys: Mapping[str, str], policy: Policy) -> Change:
+def compare(
+    pool: pa.Table, ledger: pa.Table, keys: Mapping[str, str], policy: Policy, max_gone: float = 0.0
+) -> Change:
     """Sorts a pool (POOL_SCHEMA) and a ledger (LEDGER_SCHEMA), both without repeated URIs, into what is new, what
     stays and what leaves.
 
-    With the policy "new-only", samples of another checkpoint or recipe stay.
+    With the policy "new-only", samples of another checkpoint or recipe stay. `max_gone`: see `RefreshConfig`.
     """
     place = pc.index_in(pool["uri"], value_set=ledger["uri"].combine_chunks())
     before = ledger.take(place)
@@ -150,15 +158,32 @@ def compare(pool: pa.Table, ledger: pa.Table, keys: Mapping[str, str], policy: P
     kept = pc.and_(unchanged, current)
     gone = pc.invert(pc.is_in(ledger["uri"], value_set=pool["uri"].combine_chunks()))
     stays = pc.is_in(ledger["uri"], value_set=pool["uri"].filter(kept).combine_chunks())
+    lingers = _lingering(ledger["file"], gone, pc.invert(pc.or_(stays, gone)), max_gone)
+    stays = pc.or_(stays, lingers)
     counts = Counts(
         listed=len(pool),
         new=_count(pc.invert(known)),
         changed=_count(pc.and_(known, pc.invert(same))),
         outdated=_count(pc.and_(unchanged, pc.invert(current))),
         kept=_count(kept),
-        removed=_count(gone),
+        removed=_count(gone) - _count(lingers),
+        lingering=_count(lingers),
     )
     return Change(counts, pool.filter(pc.invert(kept)), ledger.filter(stays), ledger.filter(pc.invert(stays)))
+
+
+def _lingering(
+    file: pa.ChunkedArray, gone: pa.ChunkedArray, replaced: pa.ChunkedArray, max_gone: float
+) -> pa.ChunkedArray:
+    """Which rows of a ledger are gone, but stand in a file of which at most `max_gone` is, and that nothing else
+    makes anew."""
+    rows = pa.table(
+        {"file": file, "gone": pc.cast(gone, pa.int32()), "replaced": pc.cast(replaced, pa.int32())}
+    )
+    of_file = rows.group_by("file").aggregate([("gone", "mean"), ("replaced", "max")])
+    spared = pc.and_(pc.less_equal(of_file["gone_mean"], max_gone), pc.equal(of_file["replaced_max"], 0))
+    spared = pc.and_(spared, pc.is_valid(of_file["file"]))  # null: rows without samples cost nothing
+    return pc.and_(gone, pc.is_in(file, value_set=of_file["file"].filter(spared).combine_chunks()))
 
 
 def by_product(products: pa.ChunkedArray, keys: Mapping[str, str]) -> pa.ChunkedArray:

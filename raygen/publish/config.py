@@ -69,6 +69,13 @@ class RefreshConfig(Config):
     generate: dict[str, Any] = Field(default_factory=dict)
     """The recipe of the main job, but for pool, output, checkpoint and layout."""
     audit: AuditConfig = AuditConfig()
+    max_gone: Share = 0.0
+    """The share of a file's normals that may be gone from the pool before it is written anew without their
+    samples. By default they leave at once; with 0.2, say, up to a fifth of the table's samples are of normals that
+    are gone, and removals strewn over the pool cost a fraction of the bytes."""
+    compact_files: Annotated[int, Field(ge=0)] = 16
+    """A night that finds so many small files in the table, of less than half of `normals_per_shard`, joins them to
+    large ones; 0: never."""
     lease_seconds: Annotated[float, Field(ge=2)] = 60.0
     """After so long without a sign of life another refresh takes over."""
 

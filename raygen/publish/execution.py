@@ -24,7 +24,7 @@ from raygen.publish.files import (
     Inspected,
     Rewrite,
     inspect_file,
-    rewrite_file,
+    rewrite_files,
 )
 from raygen.publish.state import Night
 from raygen.publish.table import DataFile
@@ -103,7 +103,7 @@ def make_night(
         clock.stop("generate")
         reached("generated")
         rewritten = executor.map(
-            functools.partial(rewrite_file, config.table), _rewrites(config.table, night, held)
+            functools.partial(rewrite_files, config.table), _rewrites(config.table, night, held)
         )
         clock.stop("rewrite")
         reached("rewritten")
@@ -146,15 +146,17 @@ def _generate(config: RefreshConfig, night: Night, executor: Executor, say: Say)
 
 
 def _rewrites(table_uri: str, night: Night, held: Mapping[str, int]) -> list[Rewrite]:
-    """Which normals leave which of the files that stay in part."""
+    """Which files become which, and which normals leave them."""
     if not night.rewritten:
         return []
     leaving = read_ledger(storage.join(table_uri, night.folder, "leaving.parquet"))
     rows = leaving.filter(pc.is_in(leaving["file"], value_set=pa.array(list(night.rewritten), pa.string())))
-    of_file: dict[str, list[str]] = {path: [] for path in night.rewritten}
+    anew = {target: Rewrite({}, target, []) for target in night.rewritten.values()}
+    for path, target in night.rewritten.items():
+        anew[target].paths[path] = held[path]
     for path, uri in zip(rows["file"].to_pylist(), rows["uri"].to_pylist(), strict=True):
-        of_file[path].append(uri)
-    return [Rewrite(path, night.rewritten[path], held[path], uris) for path, uris in of_file.items()]
+        anew[night.rewritten[path]].leaving.append(uri)
+    return list(anew.values())
 
 
 def _inspect(table_uri: str, run: str, share: float, stats: ShardStats) -> Inspected:

@@ -1,4 +1,4 @@
-"""What is done to one data file, anywhere on the cluster: it is inspected, or written anew without some rows."""
+"""What is done to data files, anywhere on the cluster: inspected; written anew, without some rows or joined."""
 
 import hashlib
 import io
@@ -108,38 +108,46 @@ def _keys(scores: pa.Table) -> dict[tuple[str, ...], str]:
 
 
 class Rewrite(NamedTuple):
-    """A published file that some of its normals leave."""
+    """Published files that become one, without the normals that leave them."""
 
-    path: str
+    paths: dict[str, int]  # and their samples, by the table's log
     target: str
-    num_samples: int  # of it, by the table's log
     leaving: list[str]  # the normals' URIs
 
 
-def rewrite_file(table_uri: str, rewrite: Rewrite) -> DataFile:
+def rewrite_files(table_uri: str, rewrite: Rewrite) -> DataFile:
     """Writes the samples that stay into a file of their own; the rows are as they were.
 
     Raises:
-        PromiseError: the file is not what the table's log says.
+        PromiseError: a file is not what the table's log says.
     """
+    leaving = pa.array(rewrite.leaving, pa.string())
+    parts = []
+    for path, num_samples in rewrite.paths.items():
+        rows = _published(table_uri, path, num_samples)
+        parts.append(rows.filter(pc.invert(pc.is_in(rows["normal_uri"], value_set=leaving))))
+    rows = pa.concat_tables(parts)
+    data = parquet_bytes(rows)
+    storage.put(storage.join(table_uri, rewrite.target), data)
+    return _data_file(rewrite.target, len(data), rows)
+
+
+def _published(table_uri: str, path: str, num_samples: int) -> pa.Table:
+    """A published file's rows (SAMPLE_SCHEMA)."""
     try:
-        data = storage.read(storage.join(table_uri, rewrite.path))
+        data = storage.read(storage.join(table_uri, path))
         rows = pq.read_table(io.BytesIO(data), schema=SAMPLE_SCHEMA)
         found = f"holds {len(rows):,} samples"
     except storage.ObjectMissingError:
         rows, found = None, "is gone"
     except pa.ArrowException as error:
         rows, found = None, f"cannot be read ({error})"
-    if rows is None or len(rows) != rewrite.num_samples:
+    if rows is None or len(rows) != num_samples:
         raise PromiseError(
-            f"{table_uri}/{rewrite.path}: {found}, and the table's log says {rewrite.num_samples:,} samples; go "
-            f"back to a version without it: `raygen rollback {table_uri}`"
+            f"{table_uri}/{path}: {found}, and the table's log says {num_samples:,} samples; go back to a version "
+            f"without it: `raygen rollback {table_uri}`"
         )
-    leaves = pc.is_in(rows["normal_uri"], value_set=pa.array(rewrite.leaving, pa.string()))
-    rows = rows.filter(pc.invert(leaves))
-    data = parquet_bytes(rows)
-    storage.put(storage.join(table_uri, rewrite.target), data)
-    return _data_file(rewrite.target, len(data), rows)
+    return rows
 
 
 def _data_file(path: str, num_bytes: int, rows: pa.Table) -> DataFile:

@@ -2,15 +2,12 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
-
-import ray
-from ray.exceptions import RayTaskError
+from typing import TypeVar
 
 from raygen.data.runs import Manifest
 from raygen.generate.config import GenerateConfig
 from raygen.generate.job import generate
-from raygen.on_ray import connected
+from raygen.on_ray import connected, map_tasks
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -26,15 +23,4 @@ class OnRay:
         return generate(config, say)
 
     def map(self, function: Callable[[A], R], items: Iterable[A]) -> list[R]:
-        """One task an item; the results in their order. What a task raises is raised here as it is."""
-        shared = ray.put(function)
-        tasks = [_call.remote(shared, item) for item in items]
-        try:
-            return ray.get(tasks)
-        except RayTaskError as error:
-            raise error.cause from None
-
-
-@ray.remote(num_cpus=1, max_retries=3)
-def _call(function: Any, item: Any) -> Any:
-    return function(item)
+        return map_tasks(function, items)

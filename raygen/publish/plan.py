@@ -12,9 +12,10 @@ from raygen.data.pixel_ranges import PixelRanges
 from raygen.data.pool import Normal
 from raygen.errors import UserError
 from raygen.generate.config import GenerateConfig
-from raygen.generate.plan import refuse_unseen
+from raygen.generate.plan import choose_requests, refuse_unseen
 from raygen.publish.arrow import pc
 from raygen.publish.changes import LEDGER_SCHEMA, Change, compare, keys_of, list_pool, read_ledger
+from raygen.publish.compaction import files_anew
 from raygen.publish.config import RefreshConfig
 from raygen.publish.state import Night, put_table
 from raygen.publish.table import PublishedTable
@@ -42,7 +43,7 @@ def look(
     recipe = recipe_of(config)
     pool = list_pool(recipe, checkpoint.config.products, say)
     keys = keys_of(recipe, checkpoint, sorted(pc.unique(pool["product"]).to_pylist()))
-    change = compare(pool, ledger, keys, config.policy)
+    change = compare(pool, ledger, keys, config.policy, config.max_gone)
     # Before the night is frozen: a frozen one is gone on with.
     refuse_unseen(recipe, sorted(pc.unique(change.work["product"]).to_pylist()), checkpoint)
     _refuse_unclear_depths(recipe, change.work)
@@ -75,25 +76,26 @@ def freeze_night(
     change: Change,
 ) -> Night:
     """Writes down what is to be done about a change. The night's name follows from all that decides it."""
-    recipe = _digest_of(recipe_of(config))
-    parts = [str(table.version), checkpoint.digest, recipe, *keys.values(), config.policy]
+    recipe = recipe_of(config)
+    parts = [str(table.version), checkpoint.digest, _digest_of(recipe), *keys.values(), config.policy]
     parts += [_digest_of_rows(rows) for rows in (change.work, change.leaving)]
     night_id = f"{table.version + 1:06d}-{digest(*parts, num_bytes=8)}"
-    leaving = sorted(pc.unique(change.leaving["file"]).drop_null().to_pylist())
-    staying = set(pc.unique(change.kept["file"]).drop_null().to_pylist())
+    left = set(pc.unique(change.leaving["file"]).drop_null().to_pylist())
+    full = recipe.normals_per_shard * len(choose_requests(recipe, checkpoint))
+    groups = files_anew(table.files(), change, full, config.compact_files)
     night = Night(
         id=night_id,
         base_version=table.version,
         checkpoint=checkpoint.digest,
-        recipe=recipe,
+        recipe=_digest_of(recipe),
         keys=dict(keys),
         policy=config.policy,
         counts=change.counts,
-        removed=tuple(leaving),
+        removed=tuple(sorted(left.union(*groups))),
         rewritten={
-            path: f"runs/{night_id}/kept/{digest(path, num_bytes=8)}.parquet"
-            for path in leaving
-            if path in staying
+            path: f"runs/{night_id}/kept/{digest(*group, num_bytes=8)}.parquet"
+            for group in groups
+            for path in group
         },
     )
     folder = storage.join(config.table, night.folder)

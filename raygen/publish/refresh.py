@@ -214,7 +214,7 @@ class _Refresh:
         self.proceed("audited")
         paths = {file.path for file in added}
         ledger = next_ledger(self.config.table, night, made.manifest, paths, made.normals())
-        if not added and not night.removed and len(ledger) == night.counts.kept:
+        if not added and not night.removed and len(ledger) == night.counts.held:
             self._give_up(night, made)  # all that was new could not be read: the next night looks again
             return None
         put_table(self._uri(night, "ledger.parquet"), ledger)

@@ -47,7 +47,7 @@ class RefreshReport(BaseModel):
     rejected: dict[str, int] = {}  # normals of no use, by reason
     files_added: int = 0
     files_removed: int = 0
-    files_rewritten: int = 0  # of those removed, those that had other samples, too
+    files_rewritten: int = 0  # of those removed, those whose other samples were written anew, or joined
     audit: tuple[Finding, ...] = ()
     started: str = ""  # ISO 8601, UTC
     seconds: dict[str, float] = {}  # by step; of a night that was resumed, those of the last attempt
@@ -136,6 +136,7 @@ def describe(report: RefreshReport) -> Iterator[str]:
     yield (
         f"{counts.listed:,} normals listed: {counts.new:,} new, {counts.changed:,} changed, {counts.outdated:,} "
         f"of another checkpoint or recipe, {counts.kept:,} as they were; {counts.removed:,} gone"
+        + (f", and of {counts.lingering:,} more samples stay (max_gone)" if counts.lingering else "")
     )
     if report.asked:
         yield (
@@ -161,7 +162,7 @@ def describe(report: RefreshReport) -> Iterator[str]:
     elif report.status == "published":
         yield (
             f"{report.table}: version {report.version}, {report.samples:,} samples; {report.files_added:,} files "
-            f"came, {report.files_removed:,} left ({report.files_rewritten:,} of them written anew)"
+            f"came, {report.files_removed:,} left ({report.files_rewritten:,} of them written anew or joined)"
         )
 
 

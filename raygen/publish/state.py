@@ -47,7 +47,7 @@ class Night(BaseModel):
     policy: str
     counts: Counts
     removed: tuple[str, ...]  # files that leave the table
-    rewritten: dict[str, str]  # of them, those with samples that stay -> their new file
+    rewritten: dict[str, str]  # of them, those with samples that stay -> their new file, of several perhaps
 
     @property
     def folder(self) -> str:
