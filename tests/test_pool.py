@@ -5,6 +5,7 @@ import itertools
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from factories import write_pool
@@ -207,6 +208,30 @@ def test_manifests_that_are_wrong(tmp_path) -> None:
         put_parquet(str(tmp_path / "m.parquet"), pa.table({"uri": ["a.png"], **column}))
         with pytest.raises(UserError, match=r"its (product|etag) column holds .*, not text"):
             list(index_pool(str(tmp_path / "m.parquet")))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_repeated_rows_of_a_manifest_are_found_however_far_apart(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows come part by part, and only a hash of each is kept: the same hash is no proof."""
+    uris = [f"s3://bucket/{number:06}.png" for number in range(200_000)]
+    manifest = str(tmp_path / f"manifest.{kind}")
+
+    def write(uris: list[str]) -> None:
+        table = pa.table({"uri": uris, "product": ["tile"] * len(uris)})
+        if kind == "csv":
+            pyarrow.csv.write_csv(table, manifest)
+        else:
+            pq.write_table(table, manifest)
+
+    write([*uris, uris[3]])
+    with pytest.raises(UserError, match=r"bucket/000003\.png stands in it twice"):
+        list(index_pool(manifest))
+    write(uris)
+    assert [normal.uri for normal in index_pool(manifest)] == uris
+    monkeypatch.setattr("raygen.data.pool.hash", lambda place: len(place), raising=False)  # all are alike
+    assert len(list(index_pool(manifest))) == len(uris)
 
 
 def test_a_manifest_of_categories_and_numbers(tmp_path: Path) -> None:

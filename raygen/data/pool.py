@@ -1,17 +1,18 @@
 """The pool: a large set of normals in storage, listed as a stream and read one by one."""
 
+import functools
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 
 from raygen import storage
+from raygen.data.manifests import as_text, open_parquet, read_csv, read_parquet
 from raygen.data.set_as_pool import list_normals, recognise_set
 from raygen.errors import UserError
 from raygen.images import EXTENSIONS, BadImageError
@@ -70,14 +71,19 @@ def index_pool(
     if is_drawn(pool_uri):
         normals = _index_seeds(pool_uri, [product] if product else products)
     elif pool_uri.lower().endswith(".csv"):
-        normals = _index_manifest(pool_uri, _read_csv(pool_uri), product)
+        normals = _index_manifest(pool_uri, functools.partial(read_csv, pool_uri), product)
     elif pool_uri.lower().endswith(".parquet"):
         try:
             entry = storage.stat(pool_uri)
         except storage.ObjectMissingError:
             raise UserError(f"pool {pool_uri}: no such file") from None
-        manifest = _read_parquet_manifest(pool_uri)
-        normals = _index_manifest(pool_uri, manifest, product) if manifest else _index_images(entry, product)
+        with open_parquet(pool_uri) as file:
+            is_manifest = "uri" in file.schema_arrow.names
+        normals = (
+            _index_manifest(pool_uri, functools.partial(read_parquet, pool_uri), product)
+            if is_manifest
+            else _index_images(entry, product)
+        )
     else:
         normals = _index_folder(pool_uri, product, say)
     seen: set[str] = set()
@@ -128,7 +134,7 @@ _MASK = re.compile(r"_(mask|gt)\.\w+$", re.IGNORECASE)
 
 def _index_images(entry: storage.Entry, product: str | None) -> Iterator[Normal]:
     """The rows of a Parquet file with an `image` column, by their numbers."""
-    with _open_parquet(entry.uri) as file:
+    with open_parquet(entry.uri) as file:
         names = file.schema_arrow.names
         if "image" not in names:
             raise UserError(
@@ -143,47 +149,53 @@ def _index_images(entry: storage.Entry, product: str | None) -> Iterator[Normal]
                 row += 1
 
 
-def _index_manifest(manifest_uri: str, table: pa.Table, product: str | None) -> Iterator[Normal]:
-    """A table with `uri`, `product` and, where reads shall be conditional, `etag`."""
-    if "uri" not in table.column_names or ("product" not in table.column_names and product is None):
-        raise UserError(f"pool {manifest_uri}: needs the columns uri and product, has {table.column_names}")
-    table = _as_text(table, manifest_uri)
+def _index_manifest(
+    manifest_uri: str, read: Callable[[], Iterator[pa.Table]], product: str | None
+) -> Iterator[Normal]:
+    """The rows of a table with `uri`, `product` and, where reads shall be conditional, `etag`, which `read` gives
+    part by part. Eight bytes of a row are kept, to see at the end that no URI stands twice."""
     base_uri = manifest_uri.rpartition("/")[0] or "."
+    seen = array("q")
+    for table in read():
+        names = table.column_names
+        if "uri" not in names or ("product" not in names and product is None):
+            raise UserError(f"pool {manifest_uri}: needs the columns uri and product, has {names}")
+        for batch in as_text(table, manifest_uri).to_batches():
+            etags = batch.column("etag").to_pylist() if "etag" in names else [None] * batch.num_rows
+            uris = batch.column("uri").to_pylist()
+            for name, of, etag in zip(uris, _products(batch, product, manifest_uri), etags, strict=True):
+                uri = _uri_of(name, base_uri, manifest_uri)
+                seen.append(hash(storage.spelt_out(uri)))
+                yield Normal(uri, of, -1, etag or None)
+    hashes = np.frombuffer(seen, np.int64)
+    hashes.sort()
+    if suspects := set(hashes[1:][hashes[1:] == hashes[:-1]].tolist()):
+        _refuse_repeated(manifest_uri, base_uri, read(), suspects)
+
+
+def _refuse_repeated(
+    manifest_uri: str, base_uri: str, tables: Iterable[pa.Table], suspects: Collection[int]
+) -> None:
+    """Raises UserError if of the URIs with these hashes one stands twice; two others may have the same hash."""
     seen: set[str] = set()
-    for batch in table.to_batches():
-        etags = batch.column("etag").to_pylist() if "etag" in table.column_names else [None] * batch.num_rows
-        names = batch.column("uri").to_pylist()
-        for name, of, etag in zip(names, _products(batch, product, manifest_uri), etags, strict=True):
+    for table in tables:
+        for name in as_text(table, manifest_uri)["uri"].to_pylist():
             uri = _uri_of(name, base_uri, manifest_uri)
             place = storage.spelt_out(uri)
             if place in seen:
                 raise UserError(f"pool {manifest_uri}: {uri} stands in it twice; keep one row per normal")
-            seen.add(place)
-            yield Normal(uri, of, -1, etag or None)
+            if hash(place) in suspects:
+                seen.add(place)
 
 
-def _as_text(table: pa.Table, manifest_uri: str) -> pa.Table:
-    """A manifest's `uri`, `product` and `etag`, all of them strings: a column may be dictionary-encoded, as a data
-    frame's categories are, and products and etags may be numbers."""
-    columns = {}
-    for name in ("uri", "product", "etag"):
-        if (count := table.column_names.count(name)) > 1:
-            raise UserError(f"pool {manifest_uri}: has {count} columns {name}; keep one")
-        if count:
-            column = table.column(name)
-            kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-            may_be_number = name != "uri" and pa.types.is_integer(kind)
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or may_be_number):
-                raise UserError(f"pool {manifest_uri}: its {name} column holds {column.type}, not text")
-            columns[name] = column.cast(kind).cast(pa.large_string())
-    return pa.table(columns)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def _uri_of(name: str | None, base_uri: str, manifest_uri: str) -> str:
     """The URI that a row of a manifest names."""
     if not name:
         raise UserError(f"pool {manifest_uri}: a row without a uri; drop it")
-    if any(ord(sign) < 32 or ord(sign) == 127 for sign in name):
+    if _CONTROL.search(name):
         raise UserError(
             f"pool {manifest_uri}: {name!r} holds signs that no file's name has; write the URI as it is"
         )
@@ -201,40 +213,6 @@ def _products(batch: pa.RecordBatch, product: str | None, where: str) -> list[st
             f"pool {where}: a row without a product; fill it in, or set product=… for the whole pool"
         )
     return [str(name) for name in names]
-
-
-def _read_parquet_manifest(uri: str) -> pa.Table | None:
-    """The manifest in a Parquet file, or None for one of images."""
-    with _open_parquet(uri) as file:
-        names = file.schema_arrow.names
-        return (
-            file.read([name for name in ("uri", "product", "etag") if name in names])
-            if "uri" in names
-            else None
-        )
-
-
-def _read_csv(uri: str) -> pa.Table:
-    as_written = {name: pa.string() for name in ("uri", "product", "etag")}  # 007 is a name, not a number
-    try:
-        with storage.open_input(uri) as file:
-            return pyarrow.csv.read_csv(
-                file, convert_options=pyarrow.csv.ConvertOptions(column_types=as_written)
-            )
-    except storage.ObjectMissingError:
-        raise UserError(f"pool {uri}: no such file") from None
-    except pa.ArrowException as error:
-        raise UserError(f"pool {uri}: not a CSV file ({error})") from None
-
-
-@contextmanager
-def _open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
-    with storage.open_input(uri) as stream:
-        try:
-            file = pq.ParquetFile(stream)
-        except pa.ArrowException as error:
-            raise UserError(f"pool {uri}: not a Parquet file ({error})") from None
-        yield file
 
 
 class RawNormal(NamedTuple):
@@ -315,7 +293,7 @@ def _read_rows(file_uri: str, etag: str | None, rows: list[int]) -> Iterator[tup
 
 
 def _scan(file_uri: str, rows: set[int]) -> Iterator[tuple[int, RawNormal]]:
-    with _open_parquet(file_uri) as file:
+    with open_parquet(file_uri) as file:
         first = 0
         for group in range(file.num_row_groups):
             end = first + file.metadata.row_group(group).num_rows
