@@ -1,7 +1,8 @@
 """URI -> bytes: a local folder or S3 (any endpoint, by AWS_ENDPOINT_URL). The only module that knows S3.
 
-Whole objects go through boto3 (one request each, conditional puts), random access into Parquet through s3fs;
-both take their credentials from botocore's chain, so whatever works for one works for the other.
+Whole objects go through boto3 (one request each, conditional puts), reads and deep listings by obstore where that
+can (`raygen.s3_reads`), random access into Parquet through s3fs; all take their credentials from botocore's chain,
+so whatever works for one works for the others.
 Every put is atomic: a reader sees the whole object or none of it.
 """
 
@@ -16,11 +17,12 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from raygen import s3_reads
 from raygen.errors import UserError
 
 
@@ -121,6 +123,8 @@ def read(uri: str, etag: str | None = None) -> bytes:
         bucket, key = _bucket_key(uri)
         condition = {"IfMatch": f'"{etag}"'} if etag else {}
         with _s3_errors(uri):
+            with suppress(s3_reads.AskBoto3Error):
+                return s3_reads.read(_client(), bucket, key, etag)
             return _client().get_object(Bucket=bucket, Key=key, **condition)["Body"].read()
     with _reading_local(uri), _local(uri).open("rb") as file:
         if etag and etag != _local_etag(os.fstat(file.fileno())):
@@ -399,13 +403,33 @@ def _list_s3(base_uri: str, deep: bool) -> Iterator[Entry]:
     bucket, prefix = _bucket_key(base_uri)
     prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
     with _s3_errors(base_uri):
-        pages = _client().get_paginator("list_objects_v2")
-        for page in pages.paginate(Bucket=bucket, Prefix=prefix, Delimiter="" if deep else "/"):
-            for item in page.get("Contents", ()):
-                key: str = item["Key"]
-                hidden = any(part.startswith(".") for part in key.removeprefix(prefix).split("/"))
-                if not hidden and not key.endswith("/"):
-                    yield Entry(f"s3://{bucket}/{key}", item["Size"], item["ETag"].strip('"'))
+        for found in _objects(bucket, prefix, deep):
+            hidden = any(part.startswith(".") for part in found.key.removeprefix(prefix).split("/"))
+            if not hidden and not found.key.endswith("/"):
+                yield Entry(f"s3://{bucket}/{found.key}", found.size, found.etag)
+
+
+def _objects(bucket: str, prefix: str, deep: bool) -> Iterator[s3_reads.Listed]:
+    """The objects of a prefix; if deep by obstore, as far as it comes, and from there on by boto3."""
+    client, last = _client(), ""
+    if deep:
+        try:
+            for found in s3_reads.list_objects(client, bucket, prefix):
+                last = found.key
+                if found.size or _is_object(client, bucket, found.key):
+                    yield found
+            return
+        except s3_reads.AskBoto3Error:
+            pass
+    pages = client.get_paginator("list_objects_v2")
+    for page in pages.paginate(Bucket=bucket, Prefix=prefix, Delimiter="" if deep else "/", StartAfter=last):
+        for item in page.get("Contents", ()):
+            yield s3_reads.Listed(item["Key"], item["Size"], item["ETag"].strip('"'))
+
+
+def _is_object(client: Any, bucket: str, key: str) -> bool:
+    """Whether an empty object is one, not a folder's marker, which obstore lists without its slash."""
+    return client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)["Contents"][0]["Key"] == key
 
 
 def _list_s3_folders(base_uri: str) -> list[str]:
@@ -469,6 +493,10 @@ def _s3_errors(uri: str) -> Iterator[None]:
 
     try:
         yield
+    except s3_reads.MissingError as error:
+        raise ObjectMissingError(uri) from error
+    except s3_reads.ChangedError as error:
+        raise ObjectChangedError(uri) from error
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
