@@ -64,6 +64,15 @@ class Config(BaseModel):
         return value
 
 
+class AutoscalingConfig(Config):
+    """The nodes that an autoscaler may bring a cluster to."""
+
+    nodes: Annotated[int, Field(ge=1)]
+    """At most so many of the kind below, those that are there already among them."""
+    cpus: Annotated[float, Field(gt=0)]
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+
+
 class ActorPoolConfig(Config):
     """How work is spread over actors and the tasks around them. Nothing here decides a result."""
 
@@ -76,6 +85,9 @@ class ActorPoolConfig(Config):
     so that reading and writing find a share of each CPU."""
     cpus_per_task: Annotated[float, Field(gt=0)] | None = None
     """Logical CPUs a read or a write task reserves. Default: 1 beside GPUs, else 0.25."""
+    autoscaling: AutoscalingConfig | None = None
+    """Actors are planned for the nodes that may come, too; each begins when its node is there. Default: for those
+    that are there when the run starts."""
 
 
 def refuse_lost_places(places: Mapping[str, str]) -> None:

@@ -29,6 +29,10 @@ A = TypeVar("A")
 R = TypeVar("R")
 
 
+_STAGES = 3  # of a chain
+_RESERVED = 0.5  # Ray Data's own share of resources that it reserves for stages
+
+
 class Stage(NamedTuple):
     """A stage of a chain: from a batch of one row, a pyarrow table, to another."""
 
@@ -43,6 +47,11 @@ def chain_stages(
 
     A row is a block of its own from end to end: one task reads it, one call computes it, one task writes it.
     """
+    # Ray Data reserves a share of all CPUs, a half by default, in equal parts for the stages, and for those in
+    # front first. Where the actors leave less than two such parts, writing gets none until all is read: what is
+    # computed piles up in the object store.
+    context = DataContext.get_current()
+    context.op_resource_reservation_ratio = min(_RESERVED, resources.share_left * _STAGES / 2)
     return (
         ray.data.from_items(rows, override_num_blocks=len(rows))
         .map_batches(

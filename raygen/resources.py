@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from raygen.config import ActorPoolConfig
+from raygen.config import ActorPoolConfig, AutoscalingConfig
 from raygen.errors import UserError
 
 
@@ -27,12 +27,15 @@ class Resources(NamedTuple):
     cpus_per_actor: float
     gpus_per_actor: float
     cpus_per_task: float
+    num_coming: int = 0  # nodes that are not there yet
+    share_left: float = 1.0  # of the CPUs, by the actors
 
     def describe(self, num_nodes: int) -> str:
-        """`8 actors of 1 GPU and 1 CPU, on 2 nodes`"""
+        """`8 actors of 1 GPU and 1 CPU, on 2 nodes and up to 6 that may come`"""
         gpus = f"{self.gpus_per_actor:g} GPU and " if self.gpus_per_actor else "no GPU and "
         nodes = f"{num_nodes} node" + ("s" if num_nodes > 1 else "")
-        return f"{self.num_actors} actors of {gpus}{self.cpus_per_actor:g} CPU, on {nodes}"
+        coming = f" and up to {self.num_coming} that may come" if self.num_coming else ""
+        return f"{self.num_actors} actors of {gpus}{self.cpus_per_actor:g} CPU, on {nodes}{coming}"
 
 
 def plan_resources(
@@ -48,6 +51,8 @@ def plan_resources(
     Raises:
         UserError: actors and one task do not fit together.
     """
+    coming = coming_nodes(compute.autoscaling, nodes)
+    nodes = [*nodes, *coming]
     cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
     gpus_per_actor = compute.gpus_per_actor
     if gpus_per_actor is None:
@@ -55,7 +60,7 @@ def plan_resources(
     if gpus_per_actor > gpus:
         raise UserError(
             f"compute.gpus_per_actor = {gpus_per_actor:g}, and the cluster has {gpus:g} GPUs; "
-            "add a GPU node, or set 0"
+            "add a GPU node, say in compute.autoscaling which may come, or set 0"
         )
     on_gpu = gpus_per_actor > 0
     cpus_per_actor = compute.cpus_per_actor or (1.0 if on_gpu else 0.75)
@@ -82,7 +87,21 @@ def plan_resources(
             f"do not fit on the cluster's {len(nodes)} nodes ({cpus:g} CPUs, {gpus:g} GPUs); "
             "lower compute.num_actors, cpus_per_actor or cpus_per_task"
         )
+    left = cpus - num_actors * cpus_per_actor
+    if not compute.cpus_per_task:
+        cpus_per_task = min(cpus_per_task, left / 2)  # one that reads and one that writes
     if not on_gpu and cpus_per_actor == cpus_per_task:
         # Ray Data fuses neighbours of equal resources, and would read inside the actor.
         cpus_per_task *= 0.99
-    return Resources(num_actors, cpus_per_actor, gpus_per_actor, cpus_per_task)
+    return Resources(num_actors, cpus_per_actor, gpus_per_actor, cpus_per_task, len(coming), left / cpus)
+
+
+def coming_nodes(
+    limits: AutoscalingConfig | None, nodes: Sequence[Mapping[str, float]]
+) -> list[dict[str, float]]:
+    """The nodes that an autoscaler may add to those that are there."""
+    if limits is None:
+        return []
+    kind = {"CPU": limits.cpus, "GPU": limits.gpus}
+    there = sum(all(node.get(name, 0.0) >= count for name, count in kind.items()) for node in nodes)
+    return [kind] * max(0, limits.nodes - there)

@@ -2,10 +2,12 @@
 
 import io
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 from factories import bad_files, image_digests, reject_reasons, write_checkpoint, write_pool
@@ -20,6 +22,7 @@ from raygen.generate.config import ComputeConfig, GenerateConfig
 from raygen.generate.job import CONTACT_SHEET, generate
 from raygen.generate.plan import open_run
 from raygen.generate.verify import verify_run
+from raygen.on_ray import Stage, chain_stages
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -197,6 +200,32 @@ def test_reading_and_writing_stay_out_of_the_actor(tmp_path: Path, compute: Comp
     for stage in ("read_shard", "GenerateActor", "write_shard"):
         assert f"MapBatches({stage})" in dataset.stats()
     assert "->MapBatches" not in dataset.stats()
+
+
+@pytest.mark.parametrize("actors", [{}, {"num_actors": 1, "cpus_per_actor": 1.5}])
+def test_shards_are_written_while_others_are_read(actors: dict[str, Any]) -> None:
+    """On two CPUs, by default: what is computed does not pile up until all is read."""
+    resources = on_ray.plan_resources(ComputeConfig(gpus_per_actor=0, **actors), [{"CPU": 2.0}], 20)
+    assert resources.num_actors * resources.cpus_per_actor == 1.5
+
+    def stamp(batch: pa.Table, name: str, seconds: float = 0.0) -> pa.Table:
+        time.sleep(seconds)
+        return batch.append_column(name, pa.array([time.time()]))
+
+    class Stamper:
+        def __call__(self, batch: pa.Table) -> pa.Table:
+            return stamp(batch, "computed")
+
+    dataset = chain_stages(
+        [{"shard": shard} for shard in range(20)],
+        read=Stage(stamp, {"name": "read", "seconds": 0.2}),
+        compute=Stage(Stamper, {}),
+        write=Stage(stamp, {"name": "written"}),
+        resources=resources,
+    )
+    times = dataset.to_pandas()
+    assert len(times) == 20
+    assert (times["written"] < times["read"].max()).sum() >= 10
 
 
 def test_a_cluster_without_room_is_refused_before_it_hangs(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from raygen.generate.progress import Progress
 from raygen.generate.sizing import Sizing, wishes
 from raygen.generate.stages import GenerateActor, read_shard
 from raygen.on_ray import Stage, chain_stages, living_nodes, prepare_data
-from raygen.resources import Resources, plan_resources
+from raygen.resources import Resources, coming_nodes, plan_resources
 
 _PROBE_SECONDS = 300  # for a probe, at most, also where other jobs keep it waiting
 
@@ -98,7 +98,8 @@ def _sized(
 ) -> ComputeConfig:
     """What a probe on one of the nodes, with a GPU if actors want one, says is best; what the recipe says where it
     cannot be told, or does not fit."""
-    cores, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
+    whole = [*nodes, *coming_nodes(compute.autoscaling, nodes)]
+    cores, gpus = (sum(node.get(kind, 0.0) for node in whole) for kind in ("CPU", "GPU"))
     on_gpu = compute.gpus_per_actor != 0 and gpus > 0
     work: Any = ray.remote(probe).options(num_cpus=1, num_gpus=int(on_gpu), max_retries=0)
     small = Checkpoint(checkpoint.uri, checkpoint.config, {})
