@@ -50,7 +50,7 @@ class S3Server:
 
     def __init__(self, folder: Path) -> None:
         s3, master, filer, volume = free_ports(4, companion=10000)  # its gRPC ports are 10000 higher
-        self.log = folder / "weed.log"
+        self.log, self.filer = folder / "weed.log", filer
         self.environment = {
             "AWS_ACCESS_KEY_ID": "raygen-test",
             "AWS_SECRET_ACCESS_KEY": "raygen-secret",

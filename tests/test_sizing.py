@@ -106,6 +106,21 @@ def test_what_the_recipe_says_stays() -> None:
     assert compute.cpus_per_actor is not None
 
 
+@pytest.mark.parametrize(
+    ("core", "num_bytes", "num_normals", "wanted"),
+    [
+        (2 * MS, 6e3, 1_000_000, 2048),  # thumbnails: 5 s of a core
+        (100 * MS, 4e6, 1_000_000, 32),  # large photographs: 128 MB
+        (2 * MS, 6e3, 1_000, 16),  # few: some for every core until the end
+        (2 * MS, 6e3, 3, 1),
+        (10.0, 1e9, 1_000, 1),
+    ],
+)
+def test_a_good_shard(core: float, num_bytes: float, num_normals: int, wanted: int) -> None:
+    costs = Costs(read=core / 2, generate=0.0, accelerator=0.0, write=core / 2)
+    assert Sizing(costs, 4, 1).normals_per_shard(num_normals, num_bytes) == wanted
+
+
 def machines(count: int = 500) -> Iterator[Sizing]:
     """Sizings of all orders of magnitude, with accelerators and without."""
     random = np.random.default_rng(0)

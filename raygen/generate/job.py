@@ -21,6 +21,7 @@ from raygen.resources import num_cores
 from raygen.show import duration, size
 
 CONTACT_SHEET = "contact-sheet.png"
+_SHORT = 60.0  # seconds of a run whose shards are not worth a word
 _MAX_CELLS = 24  # lines of the summary
 
 
@@ -84,6 +85,13 @@ def dry_run(config: GenerateConfig, say: Callable[[str], None] = print) -> None:
     chosen = sizing.compute(compute).model_dump(include=set(ActorPoolConfig.model_fields))
     keys = ", ".join(f"{key} = {value:g}" for key, value in chosen.items() if value is not None)
     say(f'proposed for this machine, as compute = "auto" would have it: compute = {{{keys}}}')
+    shard = sizing.normals_per_shard(run.num_normals, found.num_bytes)
+    takes_long = run.num_normals / sizing.rate > _SHORT
+    if takes_long and not config.normals_per_shard / 2 <= shard <= config.normals_per_shard * 2:
+        say(
+            f"normals_per_shard = {shard} would suit it better than {config.normals_per_shard} (in a new run): "
+            f"shards of {size(shard * found.num_bytes)}, {shard * sizing.costs.core:.1f} s of a core each"
+        )
     for micro_batch, times in found.faster_at.items():
         say(
             f"micro_batch = {micro_batch} would generate {times:.1f} times as fast (in a new run: other last bits)"

@@ -18,6 +18,9 @@ ENOUGH = 0.95
 _MOST_ACTORS = 8  # on one accelerator: each holds a replica of the model
 _MOST_FOR_ACTORS = 0.8  # of the cores: the others read and write
 _STEP = 0.05  # of logical CPUs
+_SHARD_SECONDS = 5.0  # of a core's work in a shard
+_SHARD_BYTES = 2**27  # of a shard at rest, at most
+_SHARDS_PER_CORE = 8
 
 
 class Costs(NamedTuple):
@@ -97,6 +100,20 @@ class Sizing:
         if not computing or computing / (own + computing) >= ENOUGH:
             return 1
         return min(_MOST_ACTORS, math.ceil((own + computing) / computing))
+
+    def normals_per_shard(self, num_normals: int, num_bytes: float) -> int:
+        """How many make a good shard, as a power of two: work enough that Ray's and the storage's share of it is
+        small, little enough that a lost one costs little, a reader can hold a file, and all cores have some to do
+        until the end.
+
+        Args:
+            num_normals: of the run.
+            num_bytes: of one normal's samples at rest.
+        """
+        by_work = _SHARD_SECONDS / self.costs.core
+        by_size = _SHARD_BYTES / num_bytes
+        by_share = num_normals / (_SHARDS_PER_CORE * self.num_cores)
+        return 2 ** max(0, math.floor(math.log2(max(1.0, min(by_work, by_size, by_share)))))
 
     def compute(self, given: ComputeConfig) -> ComputeConfig:
         """A recipe's wishes, and the best of what they leave open.
