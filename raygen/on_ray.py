@@ -29,6 +29,10 @@ A = TypeVar("A")
 R = TypeVar("R")
 
 
+KEEP_WORKERS = ("RAY_idle_worker_killing_time_threshold_ms", "60000")
+"""Beside actors, Ray ends each worker that had nothing to do for a second, where it has more of them than CPUs;
+the next task then waits for seconds of imports. On a cluster, for those who start its nodes to set."""
+
 _STAGES = 3  # of a chain
 _RESERVED = 0.5  # Ray Data's own share of resources that it reserves for stages
 
@@ -134,6 +138,7 @@ def connected(dashboard: bool = False) -> Iterator[None]:
         # A cluster of one machine and one process needs no token; asking for one would leave a file in the
         # home folder that turns authentication on for every cluster started here later.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        os.environ.setdefault(*KEEP_WORKERS)
         ray.init(
             address="local",
             include_dashboard=dashboard,

@@ -93,9 +93,9 @@ def _store(client: Any, bucket: str) -> Any:
     from obstore.auth.boto3 import Boto3CredentialProvider
     from obstore.store import S3Store
 
-    if "AWS_CA_BUNDLE" in os.environ:
-        raise AskBoto3Error("certificates of one's own")
     endpoint = client.meta.endpoint_url
+    if endpoint.startswith("https:") and "AWS_CA_BUNDLE" in os.environ:
+        raise AskBoto3Error("certificates of one's own")
     try:
         # boto3 alone knows whether it puts the bucket before the host's name or after it.
         url = client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "key"})

@@ -23,7 +23,7 @@ from raygen.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from raygen.data.runs import Manifest, ShardStats
+from raygen.data.runs import Manifest, Run, ShardStats
 from raygen.errors import UserError
 from raygen.families.dfmgan.networks import DFMGANConfig, DFMGANGenerator
 from raygen.families.dtgan.joint import build_generator
@@ -225,15 +225,20 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
 def write_run(config: GenerateConfig) -> Manifest:
     """A whole run of the main job in this process, stage by stage, without Ray."""
     run = open_run(config, load_checkpoint(config.checkpoint))
+    return write_manifest(config.output, run.run_id, write_shards(config, run, range(run.num_shards)))
+
+
+def write_shards(config: GenerateConfig, run: Run, shards: Iterable[int]) -> list[ShardStats]:
+    """Some shards of a run in this process."""
     actor = GenerateActor(config, run, config.checkpoint)
     stats = []
-    for shard in range(run.num_shards):
+    for shard in shards:
         normals = read_shard(pa.table({"shard": [shard]}), config, run)
         (row,) = write_shard(actor(normals), config, run).to_pylist()
         if row.get("error"):
             raise UserError(row["error"])
         stats.append(ShardStats.model_validate_json(row.get("done") or row["stats"]))
-    return write_manifest(config.output, run.run_id, stats)
+    return stats
 
 
 def write_bank(config: BankConfig, say: Callable[[str], None] = print) -> Checkpoint:

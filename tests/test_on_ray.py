@@ -1,6 +1,10 @@
 """The whole chain on a real Ray, from S3 to S3 and from folder to folder."""
 
 import io
+import os
+import re
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -10,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
-from factories import bad_files, image_digests, reject_reasons, write_checkpoint, write_pool
+from factories import bad_files, image_digests, reject_reasons, write_checkpoint, write_pool, write_shards
 from PIL import Image
 
 from raygen import storage
@@ -21,8 +25,10 @@ from raygen.generate import on_ray
 from raygen.generate.config import ComputeConfig, GenerateConfig
 from raygen.generate.job import CONTACT_SHEET, generate
 from raygen.generate.plan import open_run
+from raygen.generate.shards import write_manifest
 from raygen.generate.verify import verify_run
 from raygen.on_ray import Stage, chain_stages
+from raygen.resources import Resources, plan_resources
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -106,6 +112,51 @@ def test_a_resumed_run_does_only_what_is_missing(tmp_path: Path) -> None:
     assert [shard.sha256 for shard in again.shards] == [shard.sha256 for shard in whole.shards]
     assert image_digests(config.output) == before
     verify_run(config.output, num_processes=1)
+
+
+def test_a_job_leaves_out_what_another_makes_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(str(tmp_path))
+    config = config_of(str(tmp_path), normals_per_shard=2)
+    checkpoint = load_checkpoint(config.checkpoint)
+    run = open_run(config, checkpoint)
+
+    def resources_while_another_works(*wishes: Any) -> Resources:
+        write_shards(config, run, range(0, run.num_shards, 2))
+        return plan_resources(*wishes)
+
+    monkeypatch.setattr(on_ray, "plan_resources", resources_while_another_works)
+    said: list[str] = []
+    stats = on_ray.run_shards(config, run, checkpoint, said.append)
+    assert said[-1] == f"6 shards were made by another job on {config.output} meanwhile"
+    assert [shard.shard for shard in stats] == list(range(run.num_shards))
+    write_manifest(config.output, run.run_id, stats)
+    assert verify_run(config.output).num_samples == run.num_samples
+
+
+@pytest.mark.slow
+def test_two_jobs_on_one_output_share_its_shards(tmp_path: Path) -> None:
+    """Each on a Ray of its own, as users would start them, by an accelerator that takes its time."""
+    write_pool(f"{tmp_path}/pool", 40)
+    words = [f"pool={tmp_path}/pool", f"output={tmp_path}/out", "checkpoint=null:32x1@100"]
+    words += ["normals_per_shard=2", "compute.num_actors=1"]
+    command = [sys.executable, "-m", "raygen.cli", "generate", "jobs/generate.toml"]
+    command += [word for override in words for word in ("--set", override)]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    jobs = [
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for _ in range(2)
+    ]
+    said = [job.communicate(timeout=240)[0] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], said
+    verify_run(f"{tmp_path}/out")
+    found = [re.search(r"(\d+) shards were made by another job", text) for text in said]
+    made = [60 - int(match[1]) if match else 60 for match in found]
+    assert min(made) >= 10
+    assert sum(made) <= 75, "few were made twice"
 
 
 def test_a_complete_run_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
