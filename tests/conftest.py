@@ -17,6 +17,8 @@ import pytest
 import ray
 from botocore.exceptions import BotoCoreError, ClientError
 
+from raygen.on_ray import KEEP_WORKERS
+
 BUCKET = "raygen"
 
 
@@ -119,6 +121,7 @@ def folder_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def ray_cluster(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One local Ray for all tests, with two logical CPUs and two logical GPUs."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ.setdefault(*KEEP_WORKERS)
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"  # or tiny trainings wait for Ray Train
     os.environ["RAYGEN_TEST_CLUSTER"] = str(os.getpid())  # in the environment of all its processes
     ray.init(
@@ -185,6 +188,7 @@ def ray_head(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> I
     environment = {
         **os.environ,
         "RAY_AUTH_MODE": "disabled",
+        **dict([KEEP_WORKERS]),
         "RAYGEN_TEST_HEAD": str(folder),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }

@@ -31,7 +31,7 @@ from raygen.generate.config import ComputeConfig, GenerateConfig
 from raygen.generate.plan import open_run
 from raygen.generate.shards import write_manifest
 from raygen.generate.verify import verify_run
-from raygen.on_ray import ALLOCATOR
+from raygen.on_ray import ALLOCATOR, KEEP_WORKERS
 from raygen.records import MODES, plan_requests
 
 NUM_PROCESSES = 2
@@ -91,6 +91,7 @@ def main() -> None:
         "RAY_AUTH_MODE", "disabled"
     )  # as raygen itself does: no token file in the home folder
     os.environ.update(ALLOCATOR)  # for the bare loop, too: without it it would be a third slower
+    os.environ.setdefault(*KEEP_WORKERS)
     ray.init(address="local", num_cpus=NUM_PROCESSES, include_dashboard=False, log_to_driver=False)
     bares, wholes, steadies = [], [], []
     with tempfile.TemporaryDirectory() as folder:

@@ -7,6 +7,7 @@ On procedural surfaces, with the small DT-GAN that comes along and a gate that a
 """
 
 import argparse
+import os
 import statistics
 import tempfile
 
@@ -16,6 +17,7 @@ from end_to_end import NUM_PROCESSES, job_rates, write_pool
 from raygen.checkpoint import load_checkpoint
 from raygen.demo import CHECKPOINT
 from raygen.generate.config import ComputeConfig, GateConfig, GenerateConfig
+from raygen.on_ray import KEEP_WORKERS
 
 VARIANTS = {
     "off": {"masks": False},
@@ -32,6 +34,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     sizes = load_checkpoint(args.checkpoint).config
+    os.environ.setdefault(*KEEP_WORKERS)
     ray.init(address="local", num_cpus=NUM_PROCESSES, include_dashboard=False, log_to_driver=False)
     rates: dict[str, list[float]] = {name: [] for name in VARIANTS}
     with tempfile.TemporaryDirectory() as folder:

@@ -31,6 +31,7 @@ from raygen.checkpoint import load_checkpoint
 from raygen.generate import on_ray
 from raygen.generate.config import ComputeConfig, GenerateConfig
 from raygen.generate.plan import open_run
+from raygen.on_ray import KEEP_WORKERS
 
 NUM_PROCESSES = 2
 
@@ -96,6 +97,7 @@ def main() -> None:
     os.environ.setdefault(
         "RAY_AUTH_MODE", "disabled"
     )  # as raygen itself does: no token file in the home folder
+    os.environ.setdefault(*KEEP_WORKERS)
     ray.init(address="local", num_cpus=NUM_PROCESSES, include_dashboard=False, log_to_driver=False)
     plains, jobs = [], []
     with tempfile.TemporaryDirectory() as folder:

@@ -26,6 +26,7 @@ from raygen.generate.config import ComputeConfig, GenerateConfig
 from raygen.generate.plan import draft_run, open_run
 from raygen.generate.probe import probe
 from raygen.generate.sizing import Sizing
+from raygen.on_ray import KEEP_WORKERS
 
 
 def main() -> None:
@@ -62,6 +63,7 @@ def main() -> None:
         costs = found.costs
         text = ", ".join(f"{name} {1000 * value:.2f}" for name, value in costs._asdict().items())
         print(f"one normal, by the probe, ms: {text}", flush=True)
+        os.environ.setdefault(*KEEP_WORKERS)
         ray.init(address="local", num_cpus=NUM_PROCESSES, include_dashboard=False, log_to_driver=False)
         print(f"{'accelerators':>12} {'images/s':>10} {'busy':>6} {'expected: images/s':>20} {'busy':>6}")
         best, sizing = 0.0, Sizing(costs, NUM_PROCESSES, 1)
