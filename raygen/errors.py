@@ -10,6 +10,20 @@ class UserError(Exception):
     exit_code = 2
 
 
+class StorageUnavailableError(UserError):
+    """Storage does not answer, or says try again later: the one error of a user that time mends. Exit code 5."""
+
+    exit_code = 5
+
+
+class ObjectMissingError(Exception):
+    """There is no object of this URI (any more). For the caller to answer: it never reaches the user."""
+
+
+class ObjectChangedError(Exception):
+    """The object is not the one that was listed: its etag differs. Likewise."""
+
+
 class PromiseError(Exception):
     """A run that cannot keep what it promises (too many rejects, a verification that fails). Exit code 3.
 

@@ -11,20 +11,14 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+from raygen.errors import ObjectChangedError, ObjectMissingError
+
 _RETRIES = {"max_retries": 2, "retry_timeout": timedelta(seconds=5)}  # then boto3 tries, more patiently
 _CHUNK = 1_000  # objects of a listing: what S3 answers at once
 
 
 class AskBoto3Error(Exception):
     """Something that obstore cannot tell for certain."""
-
-
-class MissingError(Exception):
-    """There is no such object."""
-
-
-class ChangedError(Exception):
-    """The object has another etag."""
 
 
 class Listed(NamedTuple):
@@ -45,7 +39,7 @@ def read(client: Any, bucket: str, key: str, etag: str | None) -> bytes:
         etag: without quotes.
 
     Raises:
-        MissingError, ChangedError: as they say.
+        ObjectMissingError, ObjectChangedError: as they say.
         AskBoto3Error: anything else.
     """
     import obstore
@@ -56,10 +50,10 @@ def read(client: Any, bucket: str, key: str, etag: str | None) -> bytes:
         answer = obstore.get(store, key, options={"if_match": f'"{etag}"'} if etag else None)
         return answer.bytes().to_bytes()
     except PreconditionError as error:
-        raise ChangedError(key) from error
+        raise ObjectChangedError(key) from error
     except Exception as error:
         if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in str(error):
-            raise MissingError(key) from error
+            raise ObjectMissingError(key) from error
         raise AskBoto3Error(str(error)) from error
 
 

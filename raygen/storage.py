@@ -1,29 +1,24 @@
-"""URI -> bytes: a local folder or S3 (any endpoint, by AWS_ENDPOINT_URL). The only module that knows S3.
+"""URI -> bytes: a local folder or S3 (any endpoint, by AWS_ENDPOINT_URL; see `raygen.s3`).
 
-Whole objects go through boto3 (one request each, conditional puts), reads and deep listings by obstore where that
-can (`raygen.s3_reads`), random access into Parquet through s3fs; all take their credentials from botocore's chain,
-so whatever works for one works for the others.
 Every put is atomic: a reader sees the whole object or none of it.
 """
 
 import errno
 import fcntl
-import functools
 import io
-import itertools
 import os
 import shutil
-import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from email.utils import parsedate_to_datetime
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
-from raygen import s3_reads
-from raygen.errors import UserError
+from raygen import s3
+from raygen.errors import ObjectChangedError, ObjectMissingError, StorageUnavailableError, UserError
+
+__all__ = ["ObjectChangedError", "ObjectMissingError", "StorageUnavailableError"]
 
 
 class Entry(NamedTuple):
@@ -32,24 +27,6 @@ class Entry(NamedTuple):
     uri: str
     size: int  # bytes
     etag: str  # changes when the content does
-
-
-class StorageUnavailableError(UserError):
-    """Storage does not answer, or says try again later: the one error here that time mends. Exit code 5."""
-
-    exit_code = 5
-
-
-class _ConflictError(StorageUnavailableError):
-    """Another conditional put of the same object is under way."""
-
-
-class ObjectMissingError(Exception):
-    """There is no object of this URI (any more)."""
-
-
-class ObjectChangedError(Exception):
-    """The object is not the one that was listed: its etag differs."""
 
 
 def normalize(uri: str) -> str:
@@ -87,7 +64,8 @@ def list_files(base_uri: str, deep: bool = True) -> Iterator[Entry]:
         UserError: the bucket is missing, or may not be listed.
     """
     if _is_s3(base_uri):
-        yield from _list_s3(base_uri, deep)
+        for found in s3.list_files(base_uri, deep):
+            yield Entry(found.key, found.size, found.etag)
     else:
         yield from _list_local(_local(base_uri), deep)
 
@@ -99,7 +77,7 @@ def list_folders(base_uri: str) -> list[str]:
         UserError: the bucket is missing, or may not be listed.
     """
     if _is_s3(base_uri):
-        names = _list_s3_folders(base_uri)
+        names = s3.list_folders(base_uri)
     else:
         try:
             with os.scandir(_local(base_uri)) as found:
@@ -120,12 +98,7 @@ def read(uri: str, etag: str | None = None) -> bytes:
         UserError: storage says no (permission, bucket, endpoint).
     """
     if _is_s3(uri):
-        bucket, key = _bucket_key(uri)
-        condition = {"IfMatch": f'"{etag}"'} if etag else {}
-        with _s3_errors(uri):
-            with suppress(s3_reads.AskBoto3Error):
-                return s3_reads.read(_client(), bucket, key, etag)
-            return _client().get_object(Bucket=bucket, Key=key, **condition)["Body"].read()
+        return s3.read(uri, etag)
     with _reading_local(uri), _local(uri).open("rb") as file:
         if etag and etag != _local_etag(os.fstat(file.fileno())):
             raise ObjectChangedError(uri)
@@ -136,10 +109,8 @@ def exists(uri: str) -> bool:
     """Whether an object (not a folder) stands there."""
     if not _is_s3(uri):
         return _local(uri).is_file()
-    bucket, key = _bucket_key(uri)
     try:
-        with _s3_errors(uri):
-            _client().head_object(Bucket=bucket, Key=key)
+        s3.head(uri)
     except ObjectMissingError:
         return False
     return True
@@ -148,9 +119,7 @@ def exists(uri: str) -> bool:
 def put(uri: str, data: bytes | IO[bytes]) -> None:
     """Writes an object atomically, replacing what stood there."""
     if _is_s3(uri):
-        bucket, key = _bucket_key(uri)
-        with _s3_errors(uri):
-            _client().put_object(Bucket=bucket, Key=key, Body=data)
+        s3.put(uri, data)
         return
     with _writing_local(uri), _temporary_neighbour(_local(uri), data) as temporary:
         temporary.replace(_local(uri))
@@ -160,7 +129,7 @@ def put_if_absent(uri: str, data: bytes | IO[bytes]) -> bool:
     """Writes an object unless one stands there; of any number of racing writers exactly one gets True."""
     if _is_s3(uri):
         try:
-            _put_if(uri, data, IfNoneMatch="*")
+            s3.put_if(uri, data, IfNoneMatch="*")
         except ObjectChangedError:
             return False
         return True
@@ -180,7 +149,7 @@ def replace(uri: str, data: bytes, etag: str) -> str | None:
     """
     if _is_s3(uri):
         try:
-            return _put_if(uri, data, IfMatch=f'"{etag}"')
+            return s3.put_if(uri, data, IfMatch=f'"{etag}"')
         except (ObjectChangedError, ObjectMissingError):
             return None
     target = _local(uri)
@@ -211,13 +180,8 @@ def read_snapshot(uri: str) -> Snapshot:
         UserError: storage says no.
     """
     if _is_s3(uri):
-        bucket, key = _bucket_key(uri)
-        with _s3_errors(uri):
-            answer = _client().get_object(Bucket=bucket, Key=key)
-            data = answer["Body"].read()
-        now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
-        age = (now - answer["LastModified"]).total_seconds()
-        return Snapshot(data, answer["ETag"].strip('"'), max(0.0, age))
+        data, found = s3.read_with_head(uri)
+        return Snapshot(data, found.etag, found.age)
     with _reading_local(uri), _local(uri).open("rb") as file:
         status = os.fstat(file.fileno())
         return Snapshot(file.read(), _local_etag(status), max(0.0, time.time() - status.st_mtime))
@@ -226,9 +190,7 @@ def read_snapshot(uri: str) -> Snapshot:
 def delete(uri: str) -> None:
     """Removes an object; one that is not there is fine."""
     if _is_s3(uri):
-        bucket, key = _bucket_key(uri)
-        with _s3_errors(uri):
-            _client().delete_object(Bucket=bucket, Key=key)
+        s3.delete(uri)
     else:
         _local(uri).unlink(missing_ok=True)
 
@@ -244,17 +206,14 @@ def open_input(uri: str) -> IO[bytes] | io.RawIOBase:
     if not _is_s3(uri):
         with _reading_local(uri):
             return _local(uri).open("rb")
-    with _s3_errors(uri):
-        return _S3File(uri, _s3fs().open(uri, "rb", cache_type="readahead"))
+    return s3.open_input(uri)
 
 
 def stat(uri: str) -> Entry:
     """Size and etag of one object; a request each, so never for the files of a listing."""
     if _is_s3(uri):
-        bucket, key = _bucket_key(uri)
-        with _s3_errors(uri):
-            head = _client().head_object(Bucket=bucket, Key=key)
-        return Entry(uri, head["ContentLength"], head["ETag"].strip('"'))
+        found = s3.head(uri)
+        return Entry(uri, found.size, found.etag)
     with _reading_local(uri):
         status = _local(uri).stat()
         return Entry(uri, status.st_size, _local_etag(status))
@@ -273,6 +232,10 @@ def delta_options(uri: str) -> dict[str, str]:
 def is_local(uri: str) -> bool:
     """Whether the URI names this machine's file system."""
     return not _is_s3(uri)
+
+
+def _is_s3(uri: str) -> bool:
+    return uri.startswith("s3://")
 
 
 def _local(uri: str) -> Path:
@@ -350,171 +313,3 @@ def _writing_local(uri: str) -> Iterator[None]:
 def _refused(uri: str, error: OSError) -> UserError:
     mend = "free some space" if error.errno == errno.ENOSPC else "check the path and its permissions"
     return UserError(f"{uri}: {error.strerror}; {mend}")
-
-
-# -------------------------------------------------------------------------------- S3
-
-_MISSING = {"NoSuchKey", "404", "NotFound"}
-_CHANGED = {"PreconditionFailed", "412"}
-_CONFLICT = {
-    "ConditionalRequestConflict",
-    "OperationAborted",
-}  # two conditional puts at once: neither, or one
-_TRY_AGAIN = {"SlowDown", "RequestTimeout"}
-
-
-def _is_s3(uri: str) -> bool:
-    return uri.startswith("s3://")
-
-
-def _bucket_key(uri: str) -> tuple[str, str]:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    if not bucket:
-        raise UserError(f"{uri!r} names no bucket; write s3://bucket/prefix")
-    return bucket, key
-
-
-_client_lock = threading.Lock()
-
-
-def _client() -> Any:
-    with _client_lock:  # creating a client is not thread-safe in boto3, using one is
-        return _create_client()
-
-
-@functools.cache
-def _create_client() -> Any:
-    from boto3.session import Session
-    from botocore.config import Config
-
-    # Eight attempts with growing pauses outlast half a minute of a storage that restarts or says SlowDown.
-    config = Config(retries={"mode": "standard", "max_attempts": 8}, max_pool_connections=64)
-    return Session().client("s3", config=config)
-
-
-@functools.cache
-def _s3fs() -> Any:
-    import s3fs
-
-    return s3fs.S3FileSystem(use_listings_cache=False)
-
-
-def _list_s3(base_uri: str, deep: bool) -> Iterator[Entry]:
-    bucket, prefix = _bucket_key(base_uri)
-    prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
-    with _s3_errors(base_uri):
-        for found in _objects(bucket, prefix, deep):
-            hidden = any(part.startswith(".") for part in found.key.removeprefix(prefix).split("/"))
-            if not hidden and not found.key.endswith("/"):
-                yield Entry(f"s3://{bucket}/{found.key}", found.size, found.etag)
-
-
-def _objects(bucket: str, prefix: str, deep: bool) -> Iterator[s3_reads.Listed]:
-    """The objects of a prefix; if deep by obstore, as far as it comes, and from there on by boto3."""
-    client, last = _client(), ""
-    if deep:
-        try:
-            for found in s3_reads.list_objects(client, bucket, prefix):
-                last = found.key
-                if found.size or _is_object(client, bucket, found.key):
-                    yield found
-            return
-        except s3_reads.AskBoto3Error:
-            pass
-    pages = client.get_paginator("list_objects_v2")
-    for page in pages.paginate(Bucket=bucket, Prefix=prefix, Delimiter="" if deep else "/", StartAfter=last):
-        for item in page.get("Contents", ()):
-            yield s3_reads.Listed(item["Key"], item["Size"], item["ETag"].strip('"'))
-
-
-def _is_object(client: Any, bucket: str, key: str) -> bool:
-    """Whether an empty object is one, not a folder's marker, which obstore lists without its slash."""
-    return client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)["Contents"][0]["Key"] == key
-
-
-def _list_s3_folders(base_uri: str) -> list[str]:
-    bucket, prefix = _bucket_key(base_uri)
-    prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
-    with _s3_errors(base_uri):
-        # One page: a thousand names are enough to know a folder by.
-        page = _client().list_objects_v2(Bucket=bucket, Prefix=prefix, Delimiter="/")
-    return [found["Prefix"].removeprefix(prefix).rstrip("/") for found in page.get("CommonPrefixes", ())]
-
-
-def _put_if(uri: str, data: bytes | IO[bytes], **condition: str) -> str:
-    """A conditional put; returns the etag."""
-    bucket, key = _bucket_key(uri)
-    for attempt in itertools.count():
-        try:
-            with _s3_errors(uri):
-                answer = _client().put_object(Bucket=bucket, Key=key, Body=data, **condition)
-            return answer["ETag"].strip('"')
-        except _ConflictError:
-            if attempt == 7:
-                raise
-            time.sleep(0.1 * 2**attempt)
-            if not isinstance(data, bytes):
-                data.seek(0)
-    raise AssertionError
-
-
-class _S3File(io.RawIOBase):
-    """A file of s3fs whose later reads, too, fail with our errors."""
-
-    def __init__(self, uri: str, file: Any) -> None:
-        self.uri = uri
-        self.file = file
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.file.tell()
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self.file.seek(offset, whence)
-
-    def read(self, size: int = -1) -> bytes:
-        with _s3_errors(self.uri):
-            return self.file.read(size)
-
-    def close(self) -> None:
-        self.file.close()
-        super().close()
-
-
-@contextmanager
-def _s3_errors(uri: str) -> Iterator[None]:
-    """Turns botocore's errors into ours: missing, changed, or one clear line for the user."""
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-
-    try:
-        yield
-    except s3_reads.MissingError as error:
-        raise ObjectMissingError(uri) from error
-    except s3_reads.ChangedError as error:
-        raise ObjectChangedError(uri) from error
-    except ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "")
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        if code in _MISSING:
-            raise ObjectMissingError(uri) from error
-        if code in _CHANGED:
-            raise ObjectChangedError(uri) from error
-        if code in _CONFLICT:
-            raise _ConflictError(f"{uri}: S3 answers {code}; run the same command again") from error
-        if code in _TRY_AGAIN or status >= 500:
-            raise StorageUnavailableError(f"{uri}: S3 answers {code}; run the same command again") from error
-        raise UserError(
-            f"{uri}: S3 answers {code} ({error}); check the bucket, key and permissions"
-        ) from error
-    except FileNotFoundError as error:
-        raise ObjectMissingError(uri) from error
-    except (NoCredentialsError, PermissionError) as error:
-        raise UserError(f"{uri}: {error}; check the credentials") from error
-    except (BotoCoreError, OSError) as error:  # a connection refused, cut or timed out
-        line = f"{uri}: {error}; check AWS_ENDPOINT_URL, or run the same command again later"
-        raise StorageUnavailableError(line) from error

@@ -1,6 +1,7 @@
 """Shared by all tests: a real S3 server, one local Ray, a small pool and checkpoints of many kinds."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -9,6 +10,7 @@ import tempfile
 import time
 import urllib.request
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -65,7 +67,17 @@ class S3Server:
             f"-filer.port={filer}", f"-volume.port={volume}", "-admin.ui=false", "-webdav=false",
             "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
             "-s3.allowDeleteBucketNotEmpty=false", "-s3.autoCreateBucket=false",
+            f"-metricsPort={filer + 3}",  # free_ports leaves some between two
         ]  # fmt: skip
+
+    def requests(self) -> Counter[str]:
+        """How many S3 requests of each kind were answered since the start."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.filer + 3}/metrics") as answer:
+            found = re.findall(r's3_request_total\{.*type="(\w+)"\} (\S+)', answer.read().decode())
+        counts: Counter[str] = Counter()
+        for kind, count in found:
+            counts[kind] += int(float(count))
+        return counts
 
     def start(self) -> None:
         environment = {**os.environ, **self.environment, "S3_BUCKET": BUCKET, "TMPDIR": str(self.log.parent)}

@@ -5,6 +5,7 @@ import json
 import exports
 import numpy as np
 import pytest
+from conftest import S3Server
 from exports import BOXED, CRACK, HEIGHT, SPOT, WIDTH
 
 from raygen import storage
@@ -184,24 +185,15 @@ def test_label_studio_labels_of_their_own(tmp_path) -> None:
     }
 
 
-def test_a_source_is_read_once(s3_uri: str) -> None:
+def test_a_source_is_read_once(s3_uri: str, s3_server: S3Server) -> None:
     write(s3_uri, exports.coco())
     entries = list(storage.list_files(s3_uri))
-    requests: list[str] = []
-    client = storage._client()
-
-    def count(model, **_: object) -> None:
-        requests.append(model.name)
-
-    client.meta.events.register("before-call", count)
-    try:
-        found = read_annotations(s3_uri, entries)
-        assert found
-        for _ in range(3):
-            draw(found.images[0], "crack")
-        assert requests == ["GetObject", "GetObject"]  # by who lists, and by who draws
-    finally:
-        client.meta.events.unregister("before-call", count)
+    before = s3_server.requests()
+    found = read_annotations(s3_uri, entries)
+    assert found
+    for _ in range(3):
+        draw(found.images[0], "crack")
+    assert s3_server.requests() - before == {"GET": 2}  # by who lists, and by who draws
 
 
 def test_what_is_no_annotation(tmp_path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import S3Server
 from PIL import Image, ImageFilter, ImageOps
 
 from raygen import images, storage, surfaces
@@ -82,25 +83,16 @@ def test_folders_are_matched_in_any_case_and_files_by_extension(tmp_path: Path) 
     ]
 
 
-def test_one_listing_and_no_request_per_file(s3_uri: str) -> None:
+def test_one_listing_and_no_request_per_file(s3_uri: str, s3_server: S3Server) -> None:
     write_defect_set(s3_uri)
-    requests: list[str] = []
-    client = storage._client()
-
-    def count(model, **_: object) -> None:
-        requests.append(model.name)
-
-    client.meta.events.register("before-call", count)
-    try:
-        assert len(list_defect_set(s3_uri)) == 12
-        # And a normal and a defect of each product, for how deep they are.
-        assert requests == ["ListObjectsV2", *["GetObject"] * 2 * len(PRODUCTS)]
-        storage.put(storage.join(s3_uri, "metadata.csv"), b"file,text\n")
-        requests.clear()
-        list_defect_set(s3_uri)
-        assert len(requests) == 2 + 2 * len(PRODUCTS)
-    finally:
-        client.meta.events.unregister("before-call", count)
+    before = s3_server.requests()
+    assert len(list_defect_set(s3_uri)) == 12
+    # And a normal and a defect of each product, for how deep they are.
+    assert s3_server.requests() - before == {"LIST": 1, "GET": 2 * len(PRODUCTS)}
+    storage.put(storage.join(s3_uri, "metadata.csv"), b"file,text\n")
+    before = s3_server.requests()
+    list_defect_set(s3_uri)
+    assert (s3_server.requests() - before).total() == 2 + 2 * len(PRODUCTS)
 
 
 def test_types_rename_and_drop_folders(tmp_path: Path) -> None:

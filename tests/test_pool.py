@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+from conftest import S3Server
 from factories import write_pool
 
 from raygen import storage
@@ -92,18 +93,13 @@ def test_an_image_that_changed_or_went_is_an_error_of_its_own(folder_uri: str) -
     ]
 
 
-def test_listing_is_a_stream(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listing_is_a_stream(s3_uri: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """No request per file, and none for the pages that nobody asks for."""
     write_pool(s3_uri, 4)
-    requests: list[str] = []
-    client = storage._client()
-    client.meta.events.register("before-call", lambda model, **_: requests.append(model.name))
-    try:
-        assert len(list(index_pool(s3_uri))) == 12
-    finally:
-        client.meta.events.unregister("before-call")
+    before = s3_server.requests()
+    assert len(list(index_pool(s3_uri))) == 12
     # The pool, its three products, and its folders for what it is: so few for a pool of millions, too.
-    assert requests == ["ListObjectsV2"] * 5
+    assert s3_server.requests() - before == {"LIST": 5}
     endless = (storage.Entry(f"pool/a/{i}.png", 1, "e") for i in itertools.count())
     monkeypatch.setattr(storage, "list_files", lambda uri: endless)
     assert len(list(itertools.islice(index_pool("pool"), 5))) == 5

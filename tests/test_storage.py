@@ -1,16 +1,22 @@
 """Storage keeps the same promises on a local folder and on S3."""
 
+import functools
 import io
+import itertools
 import socket
 import threading
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raygen import storage
+from raygen import s3, s3_reads, storage
 from raygen.config import check_writable
 from raygen.errors import UserError
 
@@ -91,8 +97,14 @@ def test_parquet_by_random_access(folder_uri: str) -> None:
 
 
 def test_users_errors_are_one_clear_line(s3_server: None, tmp_path) -> None:
-    with pytest.raises(UserError, match=r"s3://no-such-bucket.*NoSuchBucket"):
+    with pytest.raises(
+        UserError, match=r"s3://no-such-bucket.*NoSuchBucket; there is no such bucket: mend its"
+    ):
         list(storage.list_files("s3://no-such-bucket/pool"))
+    with pytest.raises(
+        UserError, match=r"s3://no-such-bucket.*NoSuchBucket; there is no such bucket: mend its"
+    ):
+        storage.read("s3://no-such-bucket/pool/a.png")
     with pytest.raises(UserError, match="names no bucket"):
         storage.read("s3:///key")
     with pytest.raises(UserError, match="not gs://"):
@@ -102,26 +114,87 @@ def test_users_errors_are_one_clear_line(s3_server: None, tmp_path) -> None:
         storage.put(str(tmp_path / "file" / "below"), b"")
 
 
+ODD = ["a b.png", "ü#1.png", "%41.png", "e+f=g&h.png", "deep/q?.png", "~x*.png", "empty", "deep/empty.png"]
+
+
+def test_odd_names_on_s3(s3_uri: str) -> None:
+    """Listed and read by one library or by the other, they are the same; a folder's marker is no file."""
+    for name in ODD:
+        storage.put(storage.join(s3_uri, name), b"" if "empty" in name else name.encode())
+    bucket, _, prefix = s3_uri.removeprefix("s3://").partition("/")
+    s3.client().put_object(Bucket=bucket, Key=f"{prefix}/folder/", Body=b"")
+    found = {entry.uri.removeprefix(f"{s3_uri}/"): entry for entry in storage.list_files(s3_uri)}
+    assert found.keys() == set(ODD)
+    for name, entry in found.items():
+        data = storage.read(entry.uri, entry.etag)
+        assert data == (b"" if "empty" in name else name.encode())
+        assert (len(data), storage.stat(entry.uri).etag) == (entry.size, entry.etag)
+        with pytest.raises(storage.ObjectChangedError):
+            storage.read(entry.uri, "0" * 32)
+    with pytest.raises(storage.ObjectMissingError):
+        storage.read(f"{s3_uri}/folder")
+
+
+def test_what_obstore_cannot_tell_boto3_is_asked(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listing goes on where it ended; a read is done again."""
+    for name in ODD:
+        storage.put(storage.join(s3_uri, name), name.encode())
+    listed = list(storage.list_files(s3_uri))
+    whole = s3_reads.list_objects
+
+    def some(*args: Any) -> Iterator[s3_reads.Listed]:
+        yield from itertools.islice(whole(*args), 3)
+        raise s3_reads.AskBoto3Error("cut")
+
+    def none(*args: Any) -> bytes:
+        raise s3_reads.AskBoto3Error("cut")
+
+    monkeypatch.setattr(s3_reads, "list_objects", some)
+    monkeypatch.setattr(s3_reads, "read", none)
+    assert list(storage.list_files(s3_uri)) == listed
+    assert [storage.read(entry.uri, entry.etag) for entry in listed] == [
+        entry.uri.removeprefix(f"{s3_uri}/").encode() for entry in listed
+    ]
+
+
+def test_who_waits_for_storage_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setattr(s3, "client", functools.cache(s3.create_client.__wrapped__))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    for _ in range(2):
+        with pytest.raises(storage.StorageUnavailableError, match="check AWS_ENDPOINT_URL"):
+            storage.exists("s3://bucket/key")
+    assert capsys.readouterr().err == "http://127.0.0.1:1 does not answer: trying for up to a minute\n"
+
+
 def test_storage_that_does_not_answer_is_told_from_one_that_says_no(monkeypatch: pytest.MonkeyPatch) -> None:
     """A body cut short, and nobody there at all: errors that time may mend, for Ray Data to try again."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
-        monkeypatch.setattr(storage, "_client", storage._create_client.__wrapped__)
+        monkeypatch.setattr(s3, "client", s3.create_client.__wrapped__)
 
         def cut() -> None:
-            connection, _ = server.accept()
-            with connection:
-                connection.recv(1 << 16)
-                connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nETag: "e"\r\n\r\nonly this')
+            with suppress(OSError):  # the server's end
+                while True:
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.recv(1 << 16)
+                        connection.sendall(
+                            b'HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nETag: "e"\r\n\r\nonly this'
+                        )
 
-        thread = threading.Thread(target=cut)
+        thread = threading.Thread(target=cut, daemon=True)
         thread.start()
         with pytest.raises(storage.StorageUnavailableError, match="s3://bucket/key") as caught:
             storage.read("s3://bucket/key")
         assert caught.value.exit_code == 5  # a scheduler may try again
-        thread.join()
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_an_output_that_cannot_be_written_is_named_as_the_user_wrote_it(

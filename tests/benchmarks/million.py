@@ -22,8 +22,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +47,6 @@ def served(folder: Path) -> Iterator[S3Server]:
     data = folder / "weed"
     data.mkdir(parents=True, exist_ok=True)
     server = S3Server(data)
-    server.command.append(f"-metricsPort={_metrics_port(server)}")
     os.environ.update(server.environment)
     server.start()
     try:
@@ -57,20 +54,6 @@ def served(folder: Path) -> Iterator[S3Server]:
         yield server
     finally:
         server.stop()
-
-
-def _metrics_port(server: S3Server) -> int:
-    return server.filer + 3  # free_ports leaves some between two
-
-
-def requests(server: S3Server) -> dict[str, int]:
-    """S3 requests since the server started, by kind."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{_metrics_port(server)}/metrics") as answer:
-        found = re.findall(r's3_request_total\{.*type="(\w+)"\} (\S+)', answer.read().decode())
-    counts: Counter[str] = Counter()
-    for kind, count in found:
-        counts[kind] += int(float(count))
-    return dict(counts)
 
 
 def normal(number: int, seed: int = 0) -> tuple[str, bytes]:
@@ -185,7 +168,7 @@ def run(folder: Path, num_samples: int, kill_at: list[float], overrides: list[st
         for attempt, share in enumerate([*kill_at, 2.0]):
             watch = Watch(folder, server, overrides)
             while watch.process.poll() is None:
-                rows.append({"attempt": attempt, **watch.look(), **requests(server)})
+                rows.append({"attempt": attempt, **watch.look(), **server.requests()})
                 (folder / "run.json").write_text(json.dumps(rows))
                 if rows[-1]["done"] >= share * num_samples:
                     watch.process.send_signal(signal.SIGKILL)
@@ -229,11 +212,11 @@ def nights(folder: Path, num_normals: int) -> None:
         for name, (change, overrides) in changes.items():
             change()
             files = _files()
-            before = requests(server)
+            before = server.requests()
             watch = Watch(folder, server, overrides)
             code = watch.process.wait()
             seconds = time.time() - watch.started
-            asked = {kind: count - before.get(kind, 0) for kind, count in requests(server).items()}
+            asked = {kind: count - before.get(kind, 0) for kind, count in server.requests().items()}
             now = _files()
             written = sum(size for path, size in now.items() if path not in files)
             share = written / sum(files.values())
