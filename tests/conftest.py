@@ -70,13 +70,18 @@ class S3Server:
             f"-metricsPort={filer + 3}",  # free_ports leaves some between two
         ]  # fmt: skip
 
-    def requests(self) -> Counter[str]:
-        """How many S3 requests of each kind were answered since the start."""
+    def requests(self, settled: bool = True) -> Counter[str]:
+        """How many S3 requests of each kind were answered since the start; each is counted after its answer, so that
+        by default this waits until the count stands still."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.filer + 3}/metrics") as answer:
             found = re.findall(r's3_request_total\{.*type="(\w+)"\} (\S+)', answer.read().decode())
         counts: Counter[str] = Counter()
         for kind, count in found:
             counts[kind] += int(float(count))
+        if settled:
+            time.sleep(0.1)
+            if self.requests(settled=False) != counts:
+                return self.requests()
         return counts
 
     def start(self) -> None:

@@ -168,7 +168,7 @@ def run(folder: Path, num_samples: int, kill_at: list[float], overrides: list[st
         for attempt, share in enumerate([*kill_at, 2.0]):
             watch = Watch(folder, server, overrides)
             while watch.process.poll() is None:
-                rows.append({"attempt": attempt, **watch.look(), **server.requests()})
+                rows.append({"attempt": attempt, **watch.look(), **server.requests(settled=False)})
                 (folder / "run.json").write_text(json.dumps(rows))
                 if rows[-1]["done"] >= share * num_samples:
                     watch.process.send_signal(signal.SIGKILL)

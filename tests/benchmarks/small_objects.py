@@ -1,4 +1,4 @@
-"""What a small object of S3 costs to read and to list, by boto3 and by obstore: milliseconds of CPU of this process.
+"""What a small object of S3 costs to read and to list, by boto3 and by obstore: milliseconds of CPU.
 
     python tests/benchmarks/small_objects.py [--objects 4000] [--rounds 5]
 
