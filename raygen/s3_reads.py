@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from raygen.errors import ObjectChangedError, ObjectMissingError
 
-_RETRIES = {"max_retries": 2, "retry_timeout": timedelta(seconds=5)}  # then boto3 tries, more patiently
+_RETRIES: Any = {"max_retries": 2, "retry_timeout": timedelta(seconds=5)}  # then boto3 tries, more patiently
 _CHUNK = 1_000  # objects of a listing: what S3 answers at once
 
 

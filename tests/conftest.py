@@ -71,8 +71,8 @@ class S3Server:
         ]  # fmt: skip
 
     def requests(self, settled: bool = True) -> Counter[str]:
-        """How many S3 requests of each kind were answered since the start; each is counted after its answer, so that
-        by default this waits until the count stands still."""
+        """How many S3 requests of each kind were answered since the start; each is counted after its answer, so
+        that by default this waits until the count stands still."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.filer + 3}/metrics") as answer:
             found = re.findall(r's3_request_total\{.*type="(\w+)"\} (\S+)', answer.read().decode())
         counts: Counter[str] = Counter()

@@ -24,7 +24,7 @@ def test_actors_for_the_nodes_that_may_come() -> None:
     limits = {"nodes": 8, "cpus": 16, "gpus": 4}
     compute = ComputeConfig.model_validate({"autoscaling": limits})
     alone = plan_resources(compute, [head], 1000)
-    assert alone == Resources(32, 1, 1, 1, num_coming=8, share_left=pytest.approx(100 / 132))
+    assert alone == Resources(32, 1, 1, 1, num_coming=8, share_left=100 / 132)
     assert alone.describe(1) == "32 actors of 1 GPU and 1 CPU, on 1 node and up to 8 that may come"
     assert plan_resources(compute, [head, worker, worker], 1000).num_coming == 6
     assert plan_resources(compute, [head] + 9 * [worker], 1000).num_actors == 36, "more than it was said"
