@@ -1,6 +1,6 @@
 """Which files of the table are written anew tonight: those that some normals leave, and small ones, joined."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import pyarrow as pa
 
@@ -23,16 +23,15 @@ def files_anew(
         compact_files: so many small files are joined; 0: never.
     """
     left, kept = _normals(change.leaving), _normals(change.kept)
-    stays = {
-        path: round(count * kept.get(path, 0) / (kept.get(path, 0) + left.get(path, 0)))
+    sizes = {
+        path: round(count * kept[path] / (kept[path] + left.get(path, 0)))
         for path, count in held.items()
         if path in kept
     }
-    small = sorted(path for path, count in stays.items() if count < full / 2)
-    groups = list(_groups(small, stays, full)) if 0 < compact_files <= len(small) else []
-    joined = {path for group in groups for path in group if len(group) > 1}
-    groups = [group for group in groups if len(group) > 1]
-    return groups + [(path,) for path in sorted(stays) if path in left and path not in joined]
+    small = sorted(path for path, size in sizes.items() if size < full / 2)  # by the nights that made them
+    groups = list(_groups(small, sizes, full)) if 0 < compact_files <= len(small) else []
+    joined = {path for group in groups for path in group}
+    return groups + [(path,) for path in sorted(sizes) if path in left and path not in joined]
 
 
 def _normals(rows: pa.Table) -> dict[str, int]:
@@ -41,13 +40,14 @@ def _normals(rows: pa.Table) -> dict[str, int]:
     return dict(zip(counts["file"].to_pylist(), counts["count_all"].to_pylist(), strict=True))
 
 
-def _groups(paths: Iterable[str], sizes: Mapping[str, int], full: int) -> Iterable[tuple[str, ...]]:
-    """Neighbours of up to `full` samples in all."""
+def _groups(paths: Iterable[str], sizes: Mapping[str, int], full: int) -> Iterator[tuple[str, ...]]:
+    """Neighbours of up to `full` samples in all; none that is alone."""
     group: list[str] = []
     for path in paths:
-        if group and sum(sizes[one] for one in group) + sizes[path] > full:
-            yield tuple(group)
+        if sum(sizes[one] for one in group) + sizes[path] > full:
+            if len(group) > 1:
+                yield tuple(group)
             group = []
         group.append(path)
-    if group:
+    if len(group) > 1:
         yield tuple(group)
