@@ -1,13 +1,17 @@
 """The only place where pixels change form: file bytes <-> uint8 HWC <-> float NCHW in [-1, 1]."""
 
+import functools
 import io
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from raygen.depth import Depth, Levels, PixelRange, is_dicom, is_tiff, read_levels, to_8_bits
 from raygen.errors import BadImageError
+from raygen.quiet import silent_stderr
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +42,21 @@ REASONS = {
     "unreadable": "storage refuses this one (permission, archived, a damaged Parquet page)",
 }
 """Why a normal is rejected. The first nine are found from its bytes, the others by the reader."""
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _quiet(read: Callable[Concatenate[bytes, P], R]) -> Callable[Concatenate[bytes, P], R]:
+    """Damage is said by BadImageError; of a TIFF its decoders would write lines of their own besides."""
+
+    @functools.wraps(read)
+    def wrapped(data: bytes, *args: P.args, **options: P.kwargs) -> R:
+        with silent_stderr() if is_tiff(data) else nullcontext():
+            return read(data, *args, **options)
+
+    return wrapped
 
 
 def decode(
@@ -153,6 +172,7 @@ def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST))
 
 
+@_quiet
 def _open(
     data: bytes, max_pixels: int, pixel_range: PixelRange | None = None, *, deep: bool = False
 ) -> Image.Image:
@@ -204,6 +224,7 @@ def _has_pages(image: Image.Image) -> bool:
         image.seek(0)
 
 
+@_quiet
 def read_depth(data: bytes, max_pixels: int) -> Depth | None:
     """What a file of more than 8 bits tells of its depth; None for others.
 
@@ -301,6 +322,7 @@ class MaskImage(NamedTuple):
     orientation: int  # EXIF's, 1 for none; not applied
 
 
+@_quiet
 def decode_mask(data: bytes, max_pixels: int = 2**28) -> MaskImage:
     """Decodes a mask at its own size, in whatever form tools write them.
 

@@ -1,6 +1,7 @@
 """Every kind of file becomes the model's form, or a reason why not."""
 
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -133,6 +134,32 @@ def test_a_mask_is_written_in_8_bits() -> None:
         with Image.open(io.BytesIO(encode_mask(part))) as image:
             assert image.mode == "L"
             np.testing.assert_array_equal(np.asarray(image), part)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_deflate", "jpeg"])
+def test_damaged_tiffs_are_silent(compression: str | None, capfd: pytest.CaptureFixture[str]) -> None:
+    """Their decoders would write a line each; what is wrong is in the reject."""
+    buffer, random = io.BytesIO(), np.random.default_rng(0)
+    Image.fromarray(random.integers(0, 256, (64, 64, 3), np.uint8)).save(
+        buffer, "TIFF", compression=compression
+    )
+    refused = 0
+    for _ in range(40):
+        data = np.frombuffer(buffer.getvalue(), np.uint8).copy()
+        data[random.integers(8, len(data), 12)] = random.integers(0, 256, 12)
+        try:
+            decode(
+                data.tobytes()[: random.integers(len(data) // 2, len(data) + 1)],
+                32,
+                1,
+                resize=True,
+                max_pixels=10**6,
+            )
+        except BadImageError:
+            refused += 1
+    assert refused > 10
+    print("heard", file=sys.stderr)
+    assert capfd.readouterr().err == "heard\n"
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -26,6 +26,7 @@ LAYERS = [
         "surfaces",
         "show",
         "relay",
+        "quiet",
         "extras",
         "learned",
         "depth",
