@@ -2,6 +2,7 @@
 
 import io
 import sys
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -136,28 +137,19 @@ def test_a_mask_is_written_in_8_bits() -> None:
             np.testing.assert_array_equal(np.asarray(image), part)
 
 
-@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_deflate", "jpeg"])
-def test_damaged_tiffs_are_silent(compression: str | None, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("levels", "compression"), [(256, "tiff_lzw"), (4096, "tiff_deflate")])
+def test_damaged_tiffs_are_silent(levels: int, compression: str, capfd: pytest.CaptureFixture[str]) -> None:
     """Their decoders would write a line each; what is wrong is in the reject."""
     buffer, random = io.BytesIO(), np.random.default_rng(0)
-    Image.fromarray(random.integers(0, 256, (64, 64, 3), np.uint8)).save(
+    kind = np.uint8 if levels == 256 else np.uint16
+    Image.fromarray(random.integers(0, levels, (64, 64)).astype(kind)).save(
         buffer, "TIFF", compression=compression
     )
-    refused = 0
-    for _ in range(40):
+    for _ in range(20):
         data = np.frombuffer(buffer.getvalue(), np.uint8).copy()
-        data[random.integers(8, len(data), 12)] = random.integers(0, 256, 12)
-        try:
-            decode(
-                data.tobytes()[: random.integers(len(data) // 2, len(data) + 1)],
-                32,
-                1,
-                resize=True,
-                max_pixels=10**6,
-            )
-        except BadImageError:
-            refused += 1
-    assert refused > 10
+        data[random.integers(8, len(data) // 2, 20)] = random.integers(0, 256, 20)  # its pixels come first
+        with suppress(BadImageError):
+            decode(data.tobytes(), 32, 1, resize=True, max_pixels=10**6)
     print("heard", file=sys.stderr)
     assert capfd.readouterr().err == "heard\n"
 
