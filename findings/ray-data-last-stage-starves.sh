@@ -4,7 +4,7 @@
 # equal parts for the stages, from the front on; what the actors leave is a part too small for the last one, though its
 # task would fit. With a smaller `op_resource_reservation_ratio` it is written as it comes.
 #
-# Seen: of 20 rows, 0.2 s each to read, none is written before the last is read; with a ratio of 0.375 most are.
+# Seen: of 20 rows, 0.2 s each to read, none or one is written before the last is read; with a ratio of 0.375 twelve.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -43,4 +43,4 @@ PYTHON
 by_default=$(RAY_AUTH_MODE=disabled venv/bin/python chain.py 0.5 2>/dev/null | tail -n 1)
 smaller=$(RAY_AUTH_MODE=disabled venv/bin/python chain.py 0.375 2>/dev/null | tail -n 1)
 echo "written before the last was read: $by_default of 20 by default, $smaller with a ratio of 0.375"
-[ "$by_default" -eq 0 ] && [ "$smaller" -ge 10 ] || { echo "Ray Data behaves otherwise now"; exit 1; }
+[ "$by_default" -le 2 ] && [ "$smaller" -ge 10 ] || { echo "Ray Data behaves otherwise now"; exit 1; }

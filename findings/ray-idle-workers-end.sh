@@ -4,7 +4,7 @@
 # for each other) pays for a new process and its imports every time. `RAY_idle_worker_killing_time_threshold_ms` in the
 # environment of the node says how long a worker may be idle.
 #
-# Seen: six tasks, 2.5 s apart, beside two actors on two CPUs ran in several processes; with a threshold of 60 s in one.
+# Seen: six tasks, 2.5 s apart, beside two actors on two CPUs ran in six processes; with a threshold of 60 s in one.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
