@@ -15,6 +15,7 @@ import functools
 import http.client
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -264,7 +265,7 @@ def plot(folder: Path, file: Path) -> None:
         print(f"{name}: at most {max(row[name] for row in rows):,.0f} MB")
     memory.set_ylabel("MB")
     memory.legend(ncols=5, fontsize="small")
-    samples.plot(minutes, [row["done"] / 1e6 for row in rows])
+    samples.plot(minutes, [row["done"] / 1e6 if row["done"] else math.nan for row in rows])
     samples.set_ylabel("million samples")
     samples.set_xlabel("minutes")
     for start in starts[1:]:
