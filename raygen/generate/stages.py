@@ -104,12 +104,19 @@ def read_shard(batch: pa.Table, config: GenerateConfig, run: Run) -> pa.Table:
     has made meanwhile, its stats as `done`, so that two jobs on one output share the work."""
     started = time.perf_counter()
     shard = batch["shard"][0].as_py()
-    if storage.exists(stats_uri(config.output, shard)):
-        return pa.table({"done": [read_shard_stats(config.output, shard).model_dump_json()]})
+    if (done := _made_by_another(config, shard)) is not None:
+        return done
     normals, rejects = read_planned(read_plan(config.output, run, shard), config, run)
     return pack(
         shard=shard, normals=normals, rejects=rejects, seconds={"read": time.perf_counter() - started}
     )
+
+
+def _made_by_another(config: GenerateConfig, shard: int) -> pa.Table | None:
+    """A shard's stats as a row that is settled, if it is done by now."""
+    if not storage.exists(stats_uri(config.output, shard)):
+        return None
+    return pa.table({"done": [read_shard_stats(config.output, shard).model_dump_json()]})
 
 
 def read_planned(plan: pa.Table, config: GenerateConfig, run: Run) -> tuple[pa.Table, pa.Table]:
@@ -206,6 +213,9 @@ class GenerateActor:
         """The stage itself."""
         started = time.perf_counter()
         shard = unpack(batch)
+        # Asked again: reading runs far ahead of a model that takes its time.
+        if (done := _made_by_another(self.config, shard.number)) is not None:
+            return done
         return pack(
             shard=shard.number,
             generated=self.sample(shard.tables["normals"]),
