@@ -63,10 +63,8 @@ class Nodes:
 @pytest.fixture
 def nodes() -> Iterator[Nodes]:
     found = Nodes()
-    yield found
-    assert found.process.stdin is not None
-    found.process.stdin.close()
-    found.process.wait(60)
+    with found.process:  # at whose end its input is, and it ends
+        yield found
 
 
 def seconds_until(condition: Callable[[], Any], most: float) -> float:
