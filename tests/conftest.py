@@ -12,6 +12,7 @@ import urllib.request
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
@@ -107,9 +108,10 @@ class S3Server:
         self.process.wait(30)
 
 
-@pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    server = S3Server(tmp_path_factory.mktemp("seaweedfs"))
+@contextmanager
+def served(folder: Path) -> Iterator[S3Server]:
+    """SeaweedFS on what the folder holds, and this process's environment pointing at it."""
+    server = S3Server(folder)
     previous = {name: os.environ.get(name) for name in server.environment}
     os.environ.update(server.environment)
     server.start()
@@ -120,6 +122,12 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         server.stop()
         for name, value in previous.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with served(tmp_path_factory.mktemp("seaweedfs")) as server:
+        yield server
 
 
 @pytest.fixture

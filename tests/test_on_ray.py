@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from raygen.generate.job import CONTACT_SHEET, generate
 from raygen.generate.plan import open_run
 from raygen.generate.shards import write_manifest
 from raygen.generate.verify import verify_run
-from raygen.on_ray import Stage, chain_stages
+from raygen.on_ray import Stage, chain_stages, map_tasks
 from raygen.resources import Resources, plan_resources
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -157,6 +158,30 @@ def test_two_jobs_on_one_output_share_its_shards(tmp_path: Path) -> None:
     made = [30 - int(match[1]) if match else 30 for match in found]
     assert min(made) >= 3
     assert sum(made) <= 42, "few were made twice"
+
+
+def test_a_run_is_verified_on_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where RAY_ADDRESS names one; by the address that jobs are submitted to, on this machine."""
+    prepare(str(tmp_path))
+    config = config_of(str(tmp_path))
+    manifest = generate(config, quiet)
+    asked: list[int] = []
+
+    def counted(check: Callable[[Any], Any], shards: Sequence[Any]) -> list[Any]:
+        asked.append(len(shards))
+        return map_tasks(check, shards)
+
+    monkeypatch.setattr("raygen.on_ray.map_tasks", counted)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    assert verify_run(config.output) == manifest
+    assert asked == [len(manifest.shards)]
+    storage.put(storage.join(config.output, manifest.shards[0].file), b"damaged")
+    with pytest.raises(PromiseError, match="SHA-256"):
+        verify_run(config.output)
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    with pytest.raises(PromiseError, match="SHA-256"):
+        verify_run(config.output)
+    assert len(asked) == 2
 
 
 def test_a_complete_run_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,8 @@ def verify_run(output_uri: str, num_processes: int | None = None) -> Manifest:
 def _map(
     check: Callable[[ShardStats], list[str]], shards: Sequence[ShardStats], num_processes: int | None
 ) -> Iterable[list[str]]:
-    if "RAY_ADDRESS" in os.environ:
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address and not address.startswith("http"):  # by which one submits a job; in the job it is another
         from raygen.on_ray import connected, map_tasks
 
         with connected():

@@ -24,8 +24,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.fs as fs
-from conftest import BUCKET, S3Server
+from conftest import BUCKET, S3Server, served
 from deltalake import DeltaTable
 
 from raygen import images, storage, surfaces
@@ -41,21 +40,6 @@ from raygen import images, storage, surfaces
 ROOT = Path(__file__).parents[2]
 SIZE = 32
 POOL, TABLE = f"s3://{BUCKET}/pool", f"s3://{BUCKET}/table"
-
-
-@contextmanager
-def served(folder: Path) -> Iterator[S3Server]:
-    """SeaweedFS on what the folder holds."""
-    data = folder / "weed"
-    data.mkdir(parents=True, exist_ok=True)
-    server = S3Server(data)
-    os.environ.update(server.environment)
-    server.start()
-    try:
-        server.wait()
-        yield server
-    finally:
-        server.stop()
 
 
 def normal(number: int, seed: int = 0) -> tuple[str, bytes]:
@@ -166,7 +150,7 @@ class Watch:
 def run(folder: Path, num_samples: int, kill_at: list[float], overrides: list[str]) -> None:
     """The first night, to its end, killed where `kill_at` says."""
     rows: list[dict[str, Any]] = []
-    with served(folder) as server:
+    with served(folder / "weed") as server:
         for attempt, share in enumerate([*kill_at, 2.0]):
             watch = Watch(folder, server, overrides)
             while watch.process.poll() is None:
@@ -186,7 +170,7 @@ def run(folder: Path, num_samples: int, kill_at: list[float], overrides: list[st
 
 def check(folder: Path) -> None:
     """`raygen verify` of the table's runs; and every sample counted, by a reader that knows nothing of raygen."""
-    with served(folder):
+    with served(folder / "weed"):
         table = DeltaTable(TABLE, storage_options={"allow_http": "true"})
         for run_uri in sorted({"/".join(uri.split("/")[:6]) for uri in table.file_uris()}):
             started = time.monotonic()
@@ -220,7 +204,7 @@ def nights(folder: Path, num_normals: int, light: bool) -> None:
         "the same, max_gone = 0": (lambda: None, []),
         "1 % changed": (lambda: _put_normals(range(60, num_normals, 100), seed=1), []),
     }
-    with served(folder) as server:
+    with served(folder / "weed") as server:
         for name, (change, overrides) in itertools.islice(changes.items(), 3 if light else None):
             change()
             files = _files()
@@ -311,13 +295,14 @@ def main() -> None:
     parser.add_argument("--kill-at", type=float, nargs="*", default=[0.2, 0.6])
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     args = parser.parse_args()
+    (args.folder / "weed").mkdir(parents=True, exist_ok=True)
     if args.step == "pool":
-        with served(args.folder) as server:
+        with served(args.folder / "weed") as server:
             make_pool(args.normals, server.filer)
     elif args.step == "check":
         check(args.folder)
     elif args.step == "count":
-        with served(args.folder):
+        with served(args.folder / "weed"):
             count(DeltaTable(TABLE, storage_options={"allow_http": "true"}))
     elif args.step == "nights":
         nights(args.folder, args.normals, args.light)
